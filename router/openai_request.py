@@ -21,6 +21,8 @@ MAX_TEXT_CHARS = 4000
 
 _VALUES = 10
 """Values of a body for each object that it may have."""
+_MAX_LAX_BYTES, _MAX_LAX_VALUES = 2**22, 20_000
+"""Of a body that is JSON for Python alone: its reader would hold up all others."""
 
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 _CHAT = "/v1/chat/completions"
@@ -115,6 +117,8 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         body, hide_usage = _with_usage(fields, body, write)
     found: set[str] = set()
     text, num_prompt_tokens = reader(fields, found)
+    if write is not orjson.dumps:  # half of a surrogate pair is no text
+        text = text.encode(errors="replace").decode()
     sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
     if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
         num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
@@ -172,12 +176,12 @@ def _bad_prediction(place: str, wanted: str) -> BadRequest:
 def _parse_object(body: bytes, limits: JsonLimits) -> tuple[dict[str, Any], bytes, json_values.Write]:
     """The fields of a body, the body in UTF-8, and what writes such fields. Raises `BadRequest`."""
     # The count of brackets bounds number and depth of objects and is cheap; most bodies with many have them in text.
-    brackets = body.count(b"{") + body.count(b"[")
-    if brackets > limits.max_json_objects or body.count(b",") > _VALUES * limits.max_json_objects:
+    brackets, commas = body.count(b"{") + body.count(b"["), body.count(b",")
+    if brackets > limits.max_json_objects or commas > _VALUES * limits.max_json_objects:
         text = f"the body has more than {limits.max_json_objects} objects or {_VALUES} times as many values"
         raise BadRequest(text, code="too_many_objects")
     try:
-        fields, write = json_values.parse(body)
+        fields, write = json_values.parse(body, strict=len(body) > _MAX_LAX_BYTES or commas > _MAX_LAX_VALUES)
     except ValueError as error:
         raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
@@ -204,14 +208,14 @@ def with_args(request: Request, body: bytes, args: dict[str, Any]) -> bytes:
     """Set `vllm_xargs` in a body of the request; all else stays the same, as far as it had none."""
     if request.engine_args is None and b'"vllm_xargs"' not in body:
         return _append(body, ENGINE_ARGS, args)
-    fields, write = json_values.parse(body)
-    return write({**fields, ENGINE_ARGS: args})
+    fields, _ = json_values.parse(body)
+    return json_values.dumps({**fields, ENGINE_ARGS: args})
 
 
 def _append(body: bytes, name: str, value: Any) -> bytes:
     """Append a field that a body does not have; all other bytes stay the same."""
     end = body.rindex(b"}")
-    return body[:end] + b',"%b":' % name.encode() + orjson.dumps(value) + body[end:]
+    return body[:end] + b',"%b":' % name.encode() + json_values.dumps(value) + body[end:]
 
 
 def _depth(value: Any) -> int:
@@ -294,9 +298,12 @@ def _num_answers(path: str, fields: dict[str, Any]) -> int:
     return each * (len(prompt) if several and isinstance(prompt, list) else 1)
 
 
+_MOST_ANSWERS = 1e6
+
+
 def _count(value: Any) -> int:
-    """A count as the engine reads it; 1 for anything else."""
-    return max(int(to_number(value) or 1), 1)
+    """A count as the engine reads it, up to a number that each rejects; 1 for anything else."""
+    return int(min(max(to_number(value) or 1, 1), _MOST_ANSWERS))
 
 
 _FORMATS = ("response_format", "text", "output_config", "structured_outputs", "tools")

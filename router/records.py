@@ -17,10 +17,11 @@ from dataclasses import fields as fields_of
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from draftpick.engines.atomic_write import atomic_write
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
@@ -217,7 +218,8 @@ def decode(line: bytes) -> Record:
         context = fields.pop("context")
         if context is not None:
             vector = np.frombuffer(base64.b64decode(context["vector"], validate=True), "<f4").astype(np.float32)
-            context = stored_context(vector, context["featurizer"], fields.get("sampling"))
+            context = stored_context(vector, str(context["featurizer"]), fields.get("sampling"))
+        typed = _typed(fields)
         decision = fields.pop("decision")
         if (load := decision.get("load")) is not None:
             decision["load"] = LoadTerms(**load)
@@ -236,9 +238,23 @@ def decode(line: bytes) -> Record:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from error
-    if not isinstance(record.time, int | float):
-        raise ValueError("damaged record: its time is no number")
-    return record
+    return replace(record, **typed)
+
+
+_TYPES = {name: TypeAdapter(hint) for name, hint in get_type_hints(Record).items() if name != "context"}
+
+
+def _typed(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a line with the types of a record's, but for its context. Raises `ValueError` for others."""
+    found = {}
+    for name in _TYPES.keys() & fields.keys():
+        try:
+            found[name] = _TYPES[name].validate_python(fields[name])
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            raise ValueError(f"damaged record: {where}: {first['msg']}") from None
+    return found
 
 
 def _from_schema_1(fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from draftpick.router.features.static_embedding import StaticFeaturizer
 from draftpick.router.http.app import RouterApp
 from draftpick.router.http.auth import Keyring
 from draftpick.router.http.lease_pages import ReportInbox
+from draftpick.router.http.protocol import DoorLimits, protocol_of
 from draftpick.router.load.autoscaler import Autoscaler, TargetSetter
 from draftpick.router.load.engine_poller import EnginePoller
 from draftpick.router.load.health_probe import HealthProbe
@@ -197,7 +199,9 @@ class Router:
         leases = self._config.leases
         if leases.enabled and (secret := read_secret()) is not None:
             host = node_address() if leases.report_host == "node" else leases.report_host
-            self._inbox = LocalServer(ReportInbox(self._config, self.parts.leases, secret), host, leases.report_port)
+            inbox = ReportInbox(self._config, self.parts.leases, secret)
+            limits = DoorLimits.from_config(self._config, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            self._inbox = LocalServer(inbox, host, leases.report_port, protocol=protocol_of(limits))
             await self._inbox.start()
             self.parts.leases.inbox = self._inbox.url, secret
 

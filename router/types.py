@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -215,7 +215,7 @@ class Record:
     time: float
     path: str
     stream: bool
-    sampling: dict[str, Any]
+    sampling: dict[str, float]
     in_flight: dict[str, int]
     context: Context | None
     decision: Decision

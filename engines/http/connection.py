@@ -22,6 +22,11 @@ from draftpick.engines.errors import (
 Headers = list[tuple[str, str]]
 _MAX_UNREAD = 2**18
 """Buffered bytes at which reading pauses: backpressure from a slow reader reaches the engine, and memory is bounded."""
+_MAX_HEAD = 2**18
+"""Bytes without a part of the body: of status, headers and trailers."""
+
+
+_STATUSES = range(100, 600)
 
 
 class Connection(asyncio.Protocol):
@@ -37,13 +42,18 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self.exchange is None:
+        exchange = self.exchange
+        if exchange is None:
             self.transport.abort()  # unsolicited data
             return
+        if exchange.head_bytes > _MAX_HEAD:
+            exchange.fail(EngineUnavailable, f"more than {_MAX_HEAD} bytes of headers")
+            return
+        exchange.head_bytes += len(data)
         try:
-            self.exchange.parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self.exchange.fail(EngineUnavailable, f"invalid HTTP: {error}")
+            exchange.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            exchange.fail(EngineUnavailable, f"invalid HTTP: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -57,8 +67,9 @@ class Exchange(AsyncIterator[bytes]):
     `first_s`: maximum wait for the first byte of the body; `stall_s`: for each further chunk; `total_s`: for the
     complete answer; all count from `began` (loop time) or from the last byte. `head`: done once status and headers have
     come; raises `EngineUnavailable` or `EngineTimeout`. `arrived_at`: when the last bytes of the body came
-    (`time.perf_counter()`), however late they are read; `received`: their number so far. `first_pause`: both, when
-    reading first paused for a slow reader; from then on the arrival of bytes says nothing about the engine.
+    (`time.perf_counter()`), however late they are read; `received`: their number so far; `head_bytes`: others since
+    then. `first_pause`: the first two, when reading first paused for a slow reader; from then on the arrival of bytes
+    says nothing about the engine.
     """
 
     def __init__(
@@ -71,7 +82,7 @@ class Exchange(AsyncIterator[bytes]):
         self.head: asyncio.Future[None] = self._loop.create_future()
         self._waiter: asyncio.Future[None] | None = None
         self._parts: list[bytes] = []
-        self._unread = 0
+        self._unread = self.head_bytes = 0
         self._paused = False
         self._to_the_end = False
         self._error: EngineError | None = None
@@ -143,6 +154,9 @@ class Exchange(AsyncIterator[bytes]):
         status = self.parser.get_status_code()
         if self.complete:
             return
+        if status not in _STATUSES:
+            self.fail(EngineUnavailable, f"invalid HTTP: status {status}")
+            return
         if status < 200:  # an interim response such as 100 Continue: the final one follows
             self.headers.clear()
             return
@@ -155,7 +169,7 @@ class Exchange(AsyncIterator[bytes]):
     def on_body(self, body: bytes) -> None:
         if self.complete:
             return
-        first = self._last == 0.0
+        first, self.head_bytes = self._last == 0.0, 0
         self._last, self.arrived_at = self._loop.time(), time.perf_counter()
         if first and self._deadline() < self._timer.when():
             self._timer.cancel()

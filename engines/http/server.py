@@ -36,8 +36,15 @@ class LocalServer:
     """Serves `app` on `host` and a port chosen by the kernel, as a task of the running loop."""
 
     def __init__(
-        self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0, *, serving: RequestCounter | None = None
+        self,
+        app: ASGIApp,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        serving: RequestCounter | None = None,
+        protocol: type[asyncio.Protocol] | None = None,
     ) -> None:
+        """`protocol`: of its connections; absent: uvicorn's, without limits."""
         self._app, self._serving = app, serving
         self._in_flight = 0
         # asyncio disables Nagle's algorithm only if the protocol is named; with it, small chunks are delayed by 40 ms.
@@ -48,6 +55,7 @@ class LocalServer:
         config = uvicorn.Config(
             self._count,
             interface="asgi3",
+            http=protocol or "auto",
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -3,16 +3,14 @@
 {"general": {"steps": 12, "drafted": 40, "accepted": 21, "scored": 30, "tau": 1.62}, "none": {"steps": 8, ...}}
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from draftpick.engines.http.json_values import MAX_TAU, to_count, to_figure
+
 FIELD = "drafters"
 """Name within `metrics.speculative_decoding`."""
-
-
-_COUNTS = ("steps", "drafted", "accepted", "scored")
 
 
 @dataclass(slots=True)
@@ -45,16 +43,11 @@ def parse(fields: Any) -> dict[str, DrafterReport]:
     for name, values in fields.items():
         if not isinstance(values, Mapping):
             continue
-        counts = [values.get(key, 0) for key in _COUNTS]
-        tau = values.get("tau")
-        fine = all(type(count) is int and count >= 0 for count in counts)
-        if fine and (tau is None or (isinstance(tau, int | float) and math.isfinite(tau) and tau >= 1)):
-            found[str(name)] = DrafterReport(
-                steps=counts[0],
-                drafted=counts[1],
-                accepted=counts[2],
-                scored=counts[3],
-                tau=None if tau is None else float(tau),
-                left_out=values.get("left_out") is True,
-            )
+        counts = [to_count(values.get(count, 0)) for count in ("steps", "drafted", "accepted", "scored")]
+        tau, told = to_figure(values.get("tau"), 1.0, MAX_TAU), values.get("tau")
+        known = [count for count in counts if count is not None]
+        if len(known) == len(counts) and (tau is not None or told is None):
+            steps, drafted, accepted, scored = known
+            left_out = values.get("left_out") is True
+            found[str(name)] = DrafterReport(steps, drafted, accepted, scored, tau, left_out)
     return found

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
+from draftpick.engines.http.json_values import MAX_TAU, to_count, to_figure
 from draftpick.policy_training.data.dataset import Dataset, DatasetError, Measurement
 from draftpick.policy_training.data.key_weights import key_weights
 from draftpick.policy_training.data.logged_feedback import LoggedFeedback
@@ -25,6 +26,7 @@ from draftpick.router.types import Context, Decision, Outcome, Record, Vector, a
 KIND = "traffic"
 _MIN_ANSWERS = 20
 """Minimum requests per arm for a prediction without a prior policy."""
+_LEAST_S = 1e-9
 _MAX_WEIGHT = 10.0
 _PRIOR = 10.0
 
@@ -62,6 +64,10 @@ def dataset_of(records: Iterable[Record], since: Mapping[str, float] | None = No
                 dropped[f"before_change:{m.arm}"] += 1
             else:
                 kept.append((record.time, m, context))
+    sizes = Counter((c.featurizer, len(c.vector)) for _, _, c in kept)
+    usual = {featurizer: size for (featurizer, size), _ in reversed(sizes.most_common())}
+    dropped.update(f"context_size:{m.arm}" for _, m, c in kept if len(c.vector) != usual[c.featurizer])
+    kept = [row for row in kept if len(row[2].vector) == usual[row[2].featurizer]]
     if not kept:
         raise DatasetError(f"no usable record (dropped: {dict(dropped)})")
     kept.sort(key=lambda row: row[0])
@@ -113,11 +119,27 @@ def _unusable(record: Record) -> str | None:
         return "predicted_answer"
     if outcome.ttft_s is None or outcome.tpot_s is None or not outcome.output_tokens:
         return "too_short"
+    load = decision.load
+    named = decision.arm in decision.probabilities and (
+        load is None or len(load.slowdown) == len(decision.probabilities)
+    )
+    if not (named and _is_possible(outcome)):
+        return "impossible"
     if not 0 < decision.propensity <= 1:
         return "no_propensity"
     if record.context is not None and not np.isfinite(record.context.vector).all():
         return "context_not_finite"
     return None
+
+
+def _is_possible(outcome: Outcome) -> bool:
+    """True if an answer can have these figures: those of earlier versions, and damaged ones, may be any."""
+    tau, prompt = outcome.acceptance_length, outcome.prompt_tokens
+    return (
+        None not in (to_figure(outcome.tpot_s, _LEAST_S), to_figure(outcome.ttft_s), to_count(outcome.output_tokens))
+        and (tau is None or to_figure(tau, 1.0, MAX_TAU) is not None)
+        and (prompt is None or to_count(prompt) is not None)
+    )
 
 
 def _scored(record: Record) -> Iterator[Measurement]:

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from draftpick.router.errors import Forbidden
 from draftpick.router.http.asgi import HttpRequest
 from draftpick.router.http.auth import ANONYMOUS, Key, Keyring, require_scope
 
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
-"""Headers of proxies: the client behind one is not on this machine, whatever the connection says."""
+_FORWARDED = ("forwarded", "x-forwarded-", "x-real-ip", "via", "cf-connecting-ip", "true-client-ip")
+"""Beginnings of headers of proxies: the client behind one is not on this machine, whatever the connection says."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -54,12 +53,12 @@ class Access:
         if http_request.scope["method"] in _SAFE_METHODS:
             return
         headers = http_request.header_values
-        if urlsplit(headers["origin"]).netloc != headers.get("host") or not self._is_ours(http_request):
+        if headers["origin"].partition("://")[2] != headers.get("host") or not self._is_ours(http_request):
             raise Forbidden("pages of other origins may not send this", code="foreign_origin")
 
 
 def _is_local(http_request: HttpRequest) -> bool:
-    if any(name in http_request.header_values for name in _FORWARDED):
+    if any(name.startswith(_FORWARDED) for name in http_request.header_values):
         return False
     client = http_request.scope.get("client")
     return client is None or (_is_address(client[0]) and ip_address(client[0]).is_loopback)

@@ -29,6 +29,7 @@ from draftpick.router.request.admission import PRIORITIES
 from draftpick.router.request.api_forms import error_body, error_event
 from draftpick.router.request.forwarded_headers import headers_for_engine
 from draftpick.router.request.state import ClientRequest
+from draftpick.router.supervision import Supervisor
 
 _CLIENT_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Header with the timeout of OpenAI's own clients, in seconds."""
@@ -42,6 +43,7 @@ class RouterApp:
     def __init__(self, parts: Parts, *, model: str, config: RouterConfig, owner: Owner, keys: Keyring) -> None:
         self._catalog = parts.catalog
         self._dispatcher, self._metrics_counts = parts.dispatcher, parts.metrics
+        self._supervisor = Supervisor(parts.metrics.failures)
         self._model, self._config, self._owner, self._keys = model, config, owner, keys
         self._created = int(time.time())
         self._paths = frozenset(config.paths)
@@ -85,6 +87,9 @@ class RouterApp:
         except RequestError as error:
             self._metrics_counts.count_error(error)
             await _send_error(scope, reply, error)
+        except Exception as error:  # whatever it is, it is no text for clients, nor one line of the log for each
+            self._supervisor.report("http", error)
+            await _send_error(scope, reply, RequestError("the router failed", code="internal_error"))
 
     async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
@@ -164,6 +169,7 @@ class RouterApp:
             accepted=time.perf_counter(),
             key="" if key is ANONYMOUS else self._keys.name_of(key),
             show_routing=key.show_routing,
+            authorized=self._keys.enabled,
             count_tokens=(lambda tokens: self._keys.count_tokens(key, tokens)) if key.tokens_per_minute else None,
             **fields,
         )
@@ -211,6 +217,8 @@ class RouterApp:
 
 async def _send_error(scope: Scope, reply: AsgiSink, error: RequestError) -> None:
     """Answer with an error; a stream that is open already gets it as its last event."""
+    if reply.finished:
+        return
     if reply.started:
         await reply.write(error_event(scope["path"], error.message, error.code or error.type, 0))
         await reply.finish()

@@ -4,17 +4,17 @@ Bodies are bounded each and in total, decompressed, and never held twice.
 """
 
 import asyncio
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from draftpick.engines.http.client import Headers
+from draftpick.engines.http.inflate import Inflate
+from draftpick.engines.http.json_values import dumps
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, Overloaded, PayloadTooLarge, UnsupportedEncoding
 
@@ -23,7 +23,8 @@ _DOTS = frozenset({".", ".."})
 _SMALL = 2**16
 """Bodies up to this size are not counted: the server buffers as much for each connection anyway."""
 _SLICE = 2**20
-"""Bytes reserved, and decompressed, at a time if the size of a body is not known in advance."""
+"""Bytes reserved at a time if the size of a body is not known in advance."""
+_WITHOUT_BODY = frozenset({204, 304})
 _IDENTITY, _ENCODINGS = "identity", frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -99,7 +100,8 @@ class BodyBudget:
                     raise self._too_large()
             else:
                 chunks = _chunks(request, message)
-                body, more = await self._read(chunks if message else _decompressed(chunks, encoding), reserved)
+                plain = chunks if message else _decompressed(self._bounded(chunks), encoding)
+                body, more = await self._read(plain, reserved)
                 reserved += more
             yield body
         finally:
@@ -125,6 +127,15 @@ class BodyBudget:
             self.release(more)
             raise
         return body.getvalue(), more
+
+    async def _bounded(self, chunks: AsyncIterator[bytes | None]) -> AsyncIterator[bytes | None]:
+        """The parts of a compressed body, which may be long though its content is short."""
+        size = 0
+        async for chunk in chunks:
+            size += len(chunk or b"")
+            if size > self.max_body_bytes:
+                raise self._too_large()
+            yield chunk
 
     async def reserve(self, size: int) -> None:
         """Take `size` bytes, waiting for them if needed. Raises `Overloaded`."""
@@ -186,28 +197,28 @@ async def _decompressed(chunks: AsyncIterator[bytes | None], encoding: str) -> A
 
     Raises `UnsupportedEncoding` for anything else.
     """
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of gzip or zlib
+    inflate = Inflate()
     async for chunk in chunks:
         if chunk is None:
             yield None
             return
         try:
-            while chunk:
-                yield inflate.decompress(chunk, _SLICE)
-                chunk = inflate.unconsumed_tail
+            for data in inflate.feed(chunk):
+                yield data
                 await asyncio.sleep(0)
-        except zlib.error:
+        except ValueError:
             raise UnsupportedEncoding(f"the body is not {encoding}") from None
-    if not inflate.eof:
+    if not inflate.complete:
         raise UnsupportedEncoding(f"the body is not complete {encoding}")
 
 
 class AsgiSink:
-    """Sends an answer through ASGI. `started`: status and headers were sent, or are due; `request_id`: for errors."""
+    """Sends an answer through ASGI. `started`: status and headers were sent, or are due; `finished`: all was;
+    `request_id`: for errors."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.started = self._finished = False
+        self.started = self.finished = False
         self.request_id = ""
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -219,19 +230,18 @@ class AsgiSink:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def send_complete(self, status: int, headers: Headers, body: bytes) -> None:
-        await self.start(status, [*headers, ("content-length", str(len(body)))])
+        length = [] if status in _WITHOUT_BODY else [("content-length", str(len(body)))]
+        await self.start(status, [*headers, *length])
         await self.finish(body)
 
     async def finish(self, body: bytes = b"") -> None:
         """End an answer, unless it has ended, with the rest of its body."""
-        if not self._finished:
-            self._finished = True
+        if not self.finished:
+            self.finished = True
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def json(self, status: int, content: dict[str, object], headers: Headers | None = None) -> None:
-        await self.send_complete(
-            status, [("content-type", "application/json"), *(headers or [])], orjson.dumps(content)
-        )
+        await self.send_complete(status, [("content-type", "application/json"), *(headers or [])], dumps(content))
 
 
 class BufferingSink(AsgiSink):

@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from draftpick.engines.errors import EngineError
 from draftpick.engines.http.client import EngineClient, redact_userinfo
+from draftpick.router.load.engine_page import read_page
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_PATIENCE_S = 5.0
+_PATIENCE_S, _MAX_BYTES = 5.0, 2**24
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})? ([^{}]+)")
 
 
@@ -58,12 +58,8 @@ def _render(families: Sequence[Metric]) -> str:
 
 
 async def _page(client: EngineClient, url: str) -> str:
-    try:
-        async with client.send(f"{url}/metrics", "GET", [], b"", stream=False, within_s=_PATIENCE_S) as answer:
-            body = b"".join([chunk async for chunk in answer.chunks])
-            return body.decode(errors="replace") if answer.status == 200 else ""
-    except EngineError:
-        return ""
+    page = await read_page(client, f"{url}/metrics", patience_s=_PATIENCE_S, max_bytes=_MAX_BYTES)
+    return "" if page is None else page.decode(errors="replace")
 
 
 def _merged(pages: Iterable[tuple[str, str]]) -> str:

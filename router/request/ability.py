@@ -19,7 +19,8 @@ REJECTED_WITH_DRAFTER = frozenset({"min_p", "logit_bias"})
 """Fields that vLLM rejects on an engine with any drafter (`SamplingParams._validate_spec_decode`)."""
 _HAS_DRAFTER = b"not yet supported with speculative decoding"
 _TOO_LONG = (b"context length", b"max_model_len")
-_STATUSES = frozenset({400, 404, 405, 415, 422, 501})
+_NOT_FOUND = 404
+_STATUSES = frozenset({400, _NOT_FOUND, 405, 415, 422, 501})
 """Errors by which an engine rejects what another one may take."""
 _REMEMBERED_S = 600.0
 _MAX_REMEMBERED = 1024
@@ -119,14 +120,14 @@ class Abilities:
         drafted = REJECTED_WITH_DRAFTER if any(self._drafts.values()) else frozenset()
         lacking = (one.without for one in self._configured.values())
         self._noted = set(drafted).union(*lacking, *(asks for _, asks in self._rejected))
-        paths = any(one.startswith("/") for one in self._noted)
-        self.differ = paths or bool(self._partial) or self._shortest < float("inf")
+        more = any(one.startswith(("/", _THE_MODEL)) for one in self._noted)
+        self.differ = more or bool(self._partial) or self._shortest < float("inf")
 
     def unable(self, request: Request) -> Mapping[str, str]:
         """Reasons by engine that cannot take a request; none if no engine can, so that one says why."""
         if (
             request.asks.isdisjoint(self._noted)
-            and request.path not in self._noted
+            and self._noted.isdisjoint((request.path, f"{_THE_MODEL}{request.model!r}"))
             and request.model not in self._partial
             and (self._shortest == float("inf") or _min_tokens(request) <= self._shortest)
         ):
@@ -170,14 +171,16 @@ class Abilities:
         """
         if status not in _STATUSES:
             return None
-        asks, likely, perhaps = self._cause(engine, request, body)
+        asks, likely, perhaps = self._cause(engine, request, status, body)
         asked = {engine, *(one.engine for one in earlier)}
         for others in (likely, () if earlier else perhaps):
             if left := frozenset(one for one in others if one not in asked and self._reason(one, request) is None):
                 return Rejection(engine, asks), left
         return None
 
-    def _cause(self, engine: str, request: Request, body: bytes) -> tuple[Asks, Sequence[str], Sequence[str]]:
+    def _cause(
+        self, engine: str, request: Request, status: int, body: bytes
+    ) -> tuple[Asks, Sequence[str], Sequence[str]]:
         """The asks that an engine rejects, and who would probably and who would perhaps take them."""
         if _HAS_DRAFTER in body:  # the engine speaks of itself: no other needs to confirm it
             until = self._clock() + _REMEMBERED_S
@@ -192,6 +195,8 @@ class Abilities:
             return frozenset(), [e for e in holders if (self._catalog.max_model_len(e, model) or 0) > own > 0], ()
         if b'"detail"' in body and b'"Not Found"' in body:  # FastAPI has no such path
             return frozenset({request.path}), self._engines if request.generates else (), self._engines
+        if status == _NOT_FOUND and model is not None and model.encode(errors="replace") in body:
+            return frozenset({f"{_THE_MODEL}{model!r}"}), holders, ()  # it was unloaded since it was listed
         asks = frozenset(ask for ask in request.asks if self._takes(engine, ask) is not True)
         asks = frozenset(ask for ask in asks if ask.encode() in body) or asks
         if not asks:
@@ -214,8 +219,12 @@ class Abilities:
         self._note()
 
 
+_THE_MODEL = "the model "
+
+
 def _with_path(request: Request) -> Asks:
-    return request.asks | {request.path}
+    """What an engine may reject: also a path or a model that it does not have."""
+    return request.asks | {request.path, f"{_THE_MODEL}{request.model!r}"}
 
 
 def _min_tokens(request: Request) -> float:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from draftpick.engines.http.json_values import parse_object
+from draftpick.engines.http.json_values import dumps, parse_object
 from draftpick.router.errors import RequestError
 
+CONTENT = ("choices", "output", "content")
+"""Fields of an answer, of which it has one."""
 _MESSAGES, _RESPONSES = "/v1/messages", "/v1/responses"
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -49,8 +49,8 @@ def error_event(path: str, message: str, code: str, num_events: int) -> bytes:
         # OpenAI's clients raise for `error`; others know the event by its type.
         data = {**error, "type": "error", "sequence_number": num_events, "error": error}
     else:
-        return b"data: %b\n\n" % orjson.dumps({"error": error})
-    return b"event: error\ndata: %b\n\n" % orjson.dumps(data)
+        return b"data: %b\n\n" % dumps({"error": error})
+    return b"event: error\ndata: %b\n\n" % dumps(data)
 
 
 def body_as_event(path: str, body: object, num_events: int) -> bytes:
@@ -60,7 +60,7 @@ def body_as_event(path: str, body: object, num_events: int) -> bytes:
         return error_event(path, "the engine failed", "engine_failed", num_events)
     if path.startswith((_MESSAGES, _RESPONSES)):
         return error_event(path, str(error.get("message")), str(error.get("code")), num_events)
-    return b"data: %b\n\n" % orjson.dumps({"error": error}, default=str)
+    return b"data: %b\n\n" % dumps({"error": error})
 
 
 def read_error_event(event: bytes) -> tuple[int, bytes]:
@@ -68,12 +68,24 @@ def read_error_event(event: bytes) -> tuple[int, bytes]:
     fields = parse_object(event.partition(b"data:")[2]) or {}
     response = fields.get("response")
     told = response if isinstance(response, dict) else fields
-    error = told.get("error")
-    if not isinstance(error, dict):  # `/v1/responses` has no object around it
-        error = {name: fields.get(name) for name in ("message", "type", "param", "code")}
-        error["message"] = error["message"] or "the engine failed"
-        fields = {"error": error}
-    return error_status(error), orjson.dumps(fields)
+    if isinstance(error := told.get("error"), dict):
+        return error_status(error), dumps(fields)
+    # `/v1/responses`, and older engines, have no object around it.
+    found = {name: fields.get(name) for name in ("message", "type", "param", "code")}
+    found["message"] = (error if isinstance(error, str) else found["message"]) or "the engine failed"
+    return error_status(found), dumps({"error": found})
+
+
+def told_error(answer: object) -> Mapping[str, Any] | None:
+    """The error object of an answer, or of an event, that tells one; None for any other."""
+    if not isinstance(answer, dict):
+        return None
+    error = answer.get("error")
+    if isinstance(error, dict):
+        return error
+    if isinstance(error, str) and error:
+        return {"message": error}
+    return answer if "error" in (answer.get("object"), answer.get("type")) else None
 
 
 def error_status(error: Mapping[str, Any]) -> int:

@@ -32,7 +32,7 @@ from draftpick.router.request.state import ClientRequest, RequestState, Response
 from draftpick.router.request.stored_responses import StoredResponses
 from draftpick.router.request.stream_resume import CannotResume, StreamResume
 from draftpick.router.request.timeouts import Timeouts
-from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, Verdict, judge_error
+from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJECTED, ROUTER_FAILED, Verdict, judge_error
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
@@ -224,12 +224,15 @@ class Dispatcher:
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA
+        except Exception:  # an error of the router's own code, which nobody else is to answer for
+            verdict = ROUTER_FAILED
+            raise
         finally:
             outcome = outcome or meter.outcome(verdict.status, verdict.fault)
             if client_request.count_tokens is not None:
                 _count_tokens(state, outcome, meter, tpot_s)
             self._end(state, outcome, in_flight, running)
-        state.error_sent, state.num_events = meter.failed, meter.num_events
+        state.error_sent, state.num_events = meter.failed or meter.error_event is not None, meter.num_events
         return verdict
 
     def _time_left_s(self, state: RequestState) -> float | None:
@@ -307,7 +310,7 @@ class Dispatcher:
         if state.client_request.request.asks or state.rejections:
             engine = engine_of(state.decision.arm)
             self._abilities.record_answer(engine, state.client_request.request, state.rejections)
-        if state.client_request.request.num_answers == 1:
+        if state.client_request.request.num_answers == 1 and outcome.prediction is None:
             lease.tpot_s = outcome.tpot_s
         return (lease.in_flight + lease.replica.in_flight + lease.replica.foreign_in_flight) / 2
 

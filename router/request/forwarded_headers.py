@@ -4,6 +4,7 @@ Headers of one connection (RFC 9110, 7.6.1) and of one hop of Draftpick stay her
 """
 
 from collections.abc import Collection
+from urllib.parse import urlsplit, urlunsplit
 
 from draftpick.engines.http.client import Headers
 from draftpick.router.headers import CLIENT_REQUEST_ID, OWN_PREFIX
@@ -72,9 +73,14 @@ def _passing(headers: Headers, dropped: Collection[str], prefixes: str | tuple[s
 
 
 def _below(location: str, engine_url: str) -> str:
-    """The path and query of a location at an engine (host, port and path prefix); others stay."""
-    _, separator, rest = location.partition("://")
-    if not separator:
+    """What comes after the address of an engine (host, port and path prefix) in a location there; others stay."""
+    try:
+        there, own = urlsplit(location), urlsplit(engine_url)
+        if not there.netloc or (there.hostname, there.port or own.port) != (own.hostname, own.port):
+            return location
+    except ValueError:  # no address at all
         return location
-    inside = rest.removeprefix(engine_url.partition("://")[2])
-    return (inside or "/") if inside != rest and inside[:1] in ("", "/", "?") else location
+    path = there.path.removeprefix(own.path)
+    if len(path) + len(own.path) != len(there.path) or path[:1] not in ("", "/"):
+        return location
+    return urlunsplit(("", "", path or "/", there.query, there.fragment))

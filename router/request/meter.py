@@ -12,25 +12,28 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from draftpick.engines.errors import StreamInterrupted
-from draftpick.engines.http.json_values import parse, parse_object
+from draftpick.engines.http.json_values import MAX_TAU, dumps, parse, parse_object, to_count, to_figure
 from draftpick.engines.pool import report
 from draftpick.engines.reporting.report import OutcomeReport
+from draftpick.router.request.api_forms import CONTENT, told_error
 from draftpick.router.types import Fault, Outcome, PredictionTokens, Status
 
 if TYPE_CHECKING:
     from draftpick.engines.http.connection import Exchange
     from draftpick.router.request.stream_resume import StreamResume
 
-_USAGE = b'"usage":'
-_ERROR = (b'data: {"error":', b"event: error")
+_USAGE, _ERROR = b'"usage"', b'"error"'
+_ERROR_EVENT = b"event: error"
 _CREATED = b"event: response.created"
-_FAILED_RESPONSE = b"event: response.failed"
+_FORMS_OF_TYPE = ("event: %s", 'data: {"type":"%s"', 'data: {"type": "%s"')
+"""How an event begins that tells its type."""
+_FAILED_RESPONSE = tuple((form % "response.failed").encode() for form in _FORMS_OF_TYPE)
+_ENDS = ("message_stop", "response.completed", "response.incomplete")
 _DONE = (
-    *(b"data: [DONE]", b"event: message_stop"),
-    *(b"event: response.completed", b"event: response.incomplete", _FAILED_RESPONSE),
+    b"data: [DONE]",
+    *((form % kind).encode() for kind in _ENDS for form in _FORMS_OF_TYPE),
+    *_FAILED_RESPONSE,
 )
 
 
@@ -50,7 +53,7 @@ class Meter:
     def __init__(self, accepted: float, num_answers: int = 1) -> None:
         self._accepted, self._num_answers = accepted, num_answers
         self.arrivals: Exchange | None = None
-        self.num_events = self._content_events = self._content_bytes = 0
+        self.num_events = self._content_events = self._content_bytes = self._body_bytes = 0
         self._shortest = math.inf
         self.sent: float | None = None
         self.ttft_s: float | None = None
@@ -73,6 +76,8 @@ class Meter:
         self.terminated = True
         fields, _ = parse(body)
         self._keep_usage(fields)
+        if isinstance(fields, dict) and not fields.keys().isdisjoint(CONTENT):
+            self._body_bytes = len(body)
         ttft_s = _seconds(self._metrics, "time_to_first_token_ms")
         if ttft_s is not None and self.sent is not None:  # the engine counts from the end of its queue
             queue_s = _seconds(self._metrics, "queue_time_ms") or 0.0
@@ -81,7 +86,7 @@ class Meter:
 
     def observe_report(self, told: OutcomeReport) -> None:
         """Read what is told of an answer that did not pass here. Its times count from sending the request."""
-        self.observe_body(orjson.dumps({"usage": told.usage, "metrics": told.metrics}))
+        self.observe_body(dumps({"usage": told.usage, "metrics": told.metrics}))
         self.http_status, self.terminated = told.status, told.error is None
         sent = self._accepted if self.sent is None else self.sent
         self._last = None if told.e2e_s is None else sent + told.e2e_s
@@ -92,12 +97,15 @@ class Meter:
         """Read one server-sent event (without its blank line); returns True for a pure usage chunk."""
         now = self._last = time.perf_counter() if self.arrivals is None else self.arrivals.arrived_at
         if self.num_events == 0 and event.startswith(_CREATED):
-            self.response_id = ((parse_object(event.partition(b"data: ")[2]) or {}).get("response") or {}).get("id")
+            response = (parse_object(event.partition(b"data: ")[2]) or {}).get("response")
+            self.response_id = response.get("id") if isinstance(response, dict) else None
         if event.startswith(_DONE):
             self.terminated = True
             if event.startswith(_FAILED_RESPONSE):
                 self.error_event = event
-        elif event.startswith(_ERROR):
+        elif event.startswith(_ERROR_EVENT) or (
+            _ERROR in event and told_error(parse_object(event.partition(b"data: ")[2])) is not None
+        ):
             self.failed, self.error_event = True, event
         if (
             _USAGE in event
@@ -134,6 +142,10 @@ class Meter:
     def outcome(self, status: Status, fault: Fault | None = None) -> Outcome:
         """The measurements so far, for an attempt that ended with this status, by this fault."""
         e2e_s = None if self._last is None else self._last - self._accepted
+        whole_s = math.inf if e2e_s is None else e2e_s
+        if self.ttft_s is not None and self.ttft_s > whole_s:  # an engine's figure: a part is longer than the whole
+            self.ttft_s = None
+        queue_s = _seconds(self._metrics, "queue_time_ms")
         prompt, output = _tokens(self._fields.get("usage"))
         length, rate = acceptance(self._fields)
         speculation = self._metrics.get("speculative_decoding")
@@ -149,7 +161,7 @@ class Meter:
             acceptance_length=length,
             acceptance_rate=rate,
             overhead_s=None if self.sent is None else self.sent - self._accepted,
-            queue_s=_seconds(self._metrics, "queue_time_ms"),
+            queue_s=queue_s if queue_s is not None and queue_s <= whole_s else None,
             fault=fault,
             drafters=None if by_drafter is None else report.parse(by_drafter),
         )
@@ -160,8 +172,8 @@ class Meter:
         details = usage.get("completion_tokens_details")
         if not isinstance(details, dict):
             return outcome
-        accepted, rejected = (details.get(f"{what}_prediction_tokens") for what in ("accepted", "rejected"))
-        if type(accepted) is not int or type(rejected) is not int or min(accepted, rejected) < 0:
+        accepted, rejected = (to_count(details.get(f"{what}_prediction_tokens")) for what in ("accepted", "rejected"))
+        if accepted is None or rejected is None:
             return outcome
         return replace(outcome, prediction=PredictionTokens(accepted, rejected))
 
@@ -180,7 +192,7 @@ class Meter:
 
     def output_tokens(self) -> int:
         """Output tokens that came so far: those of the usage at the end of an answer; before it, and without one, at
-        least as many as its events let estimate."""
+        least as many as its events, or its length, let estimate."""
         output = _tokens(self._fields.get("usage"))[1]
         if output is not None and self.terminated:
             return output
@@ -188,7 +200,7 @@ class Meter:
 
     def _estimate_tokens(self) -> int:
         if not self._content_events:
-            return 0
+            return self._body_bytes // _CHARS_PER_TOKEN
         # An event of one token is as long as the shortest, and a word; what is longer has more tokens.
         events = self._content_events
         beyond = self._content_bytes - events * (self._shortest + _CHARS_PER_TOKEN)
@@ -199,7 +211,7 @@ class Meter:
 _BLANK = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _BOM = b"\xef\xbb\xbf"
 _FORMS = (b"data: ", b"event: ")
-"""Beginnings of events that have the form of `_plain`, as nearly all have."""
+"""Beginnings of events that have the form of `_plain`, if each is one line, as nearly all are."""
 
 
 class EventStream:
@@ -255,10 +267,13 @@ class EventStream:
     def _observe(self, data: bytes, events: list[bytes], separator: bytes) -> bytes:
         """Observe events; return what is forwarded of them, which is `data` unless one is dropped or changed."""
         observe = self._meter.observe_event
-        plain = [e if e.startswith(_FORMS) and b"\r" not in e else _plain(e) for e in events]
+        plain = [
+            e if e.startswith(_FORMS) and b"\r" not in e and e.count(b"\n") == (e[:1] == b"e") else _plain(e)
+            for e in events
+        ]
         hidden = [bool(event) and observe(event) for event in plain]
         if self._resume_state is not None:
-            events = list(map(self._resume_state.forward, events))
+            events = list(map(self._resume_state.forward, events, plain))
         elif not (self._hide_usage and any(hidden)):
             return data
         kept = [event for event, hide in zip(events, hidden, strict=True) if event and not (self._hide_usage and hide)]
@@ -307,11 +322,11 @@ def acceptance(answer: dict[str, Any]) -> tuple[float | None, float | None]:
     speculation = metrics.get("speculative_decoding") if isinstance(metrics, dict) else None
     if not isinstance(speculation, dict):
         return None, None
-    values = (speculation.get("mean_acceptance_length"), speculation.get("draft_acceptance_rate"))
-    length, rate = (float(v) if isinstance(v, int | float) else None for v in values)
-    steps, accepted = speculation.get("num_spec_steps"), speculation.get("num_accepted_draft_tokens")
+    length = to_figure(speculation.get("mean_acceptance_length"), 1.0, MAX_TAU)
+    rate = to_figure(speculation.get("draft_acceptance_rate"), 0.0, 1.0)
+    steps, accepted = (to_count(speculation.get(name)) for name in ("num_spec_steps", "num_accepted_draft_tokens"))
     _, output = _tokens(answer.get("usage"))
-    if length is not None and output is not None and isinstance(steps, int) and isinstance(accepted, int):
+    if length is not None and output is not None and steps is not None and accepted is not None:
         # The first token comes from the prefill; the last step may have accepted more tokens than were sent.
         steps += max(0, output - 1 - steps - accepted)
         length = max(1.0, (output - 1) / max(1, steps))
@@ -323,15 +338,13 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
         return None, None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     output = usage.get("completion_tokens", usage.get("output_tokens"))
-    return (prompt if isinstance(prompt, int) else None, output if isinstance(output, int) else None)
+    return to_count(prompt), to_count(output)
 
 
 def _seconds(metrics: dict[str, Any], name: str) -> float | None:
     """A duration of the engine's own metrics, given in milliseconds; None if absent or impossible."""
-    value = metrics.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        return None
-    return value / 1000
+    milliseconds = to_figure(metrics.get(name))
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _has_content(event: bytes) -> bool:

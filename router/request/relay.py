@@ -1,28 +1,30 @@
 """Relays an engine's answer to the client: complete, or as a stream from its first content on."""
 
 import re
-import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from io import BytesIO
 
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse
+from draftpick.engines.http.inflate import Inflate
 from draftpick.router.headers import ARM, ATTEMPTS, CLIENT_REQUEST_ID, POLICY, REQUEST_ID
 from draftpick.router.openai_request import RESPONSES, TERMINATED_PATHS
-from draftpick.router.request.api_forms import body_as_event, error_status, read_error_event
+from draftpick.router.request.api_forms import CONTENT, body_as_event, error_status, read_error_event, told_error
 from draftpick.router.request.forwarded_headers import headers_for_client
 from draftpick.router.request.meter import EventStream, Meter
 from draftpick.router.request.state import RequestState, ResponseSink
-from draftpick.router.request.verdict import OK, RESUME_REJECTED, Verdict, judge_broken_event, judge_status
+from draftpick.router.request.verdict import CRASHED, OK, RESUME_REJECTED, Verdict, judge_broken_event, judge_status
 
 _HELD_BYTES = 2**16
 _HEADERS_AFTER_S = 0.5
 """Wait for an engine's first event, which may be an error with a status, before the client gets the status 200."""
 _COMMENTS = re.compile(rb"(?:(?::[^\r\n]*(?>\r\n|\r|\n))+(?>\r\n|\r|\n))+")
 _INFLATED = ("gzip", "x-gzip", "deflate")
-_SLICE = 2**20
+_MAX_ERROR_BYTES = 2**20
 _JSON = ("content-type", "application/json")
+_OF_KEYS = frozenset({401, 403, 407})
+"""Of a client whose key the router has read, this is about the router's own: `engines[].api_key`."""
 TryAgain = Callable[[Verdict, bytes], bool]
 """Whether another engine is to answer after an error with this verdict and body. The body of a long one is empty."""
 
@@ -58,6 +60,8 @@ class Relay:
         Raises `StreamInterrupted` for an invalid or interrupted answer, `EngineTimeout` for one that does not start.
         """
         state, answer = self._state, self._answer
+        if answer.status in _OF_KEYS and state.client_request.authorized and not state.started:
+            return CRASHED
         if answer.status >= 400:
             verdict = judge_status(answer.status)
             if state.started:
@@ -84,7 +88,10 @@ class Relay:
         body, size = BytesIO(), 0
         async for chunk in self._chunks:
             size += body.write(chunk)
-            if size > self._max_bytes and self._answer.status < 400:
+            if self._answer.status >= 400:
+                if size > _MAX_ERROR_BYTES:
+                    raise StreamInterrupted("the error is too long")
+            elif size > self._max_bytes:
                 return await self._pass_on(body.getvalue())
         return await self._send_body(self._answer.status, body.getvalue())
 
@@ -112,8 +119,8 @@ class Relay:
                 # An answer with nothing but an error is one, whatever its status says.
                 if request.path == RESPONSES and isinstance(answer, dict):
                     self._meter.response_id = answer.get("id")
-                told = answer.get("error") if isinstance(answer, dict) else None
-                if isinstance(told, dict) and answer.keys().isdisjoint(("choices", "output", "content")):
+                complete = not isinstance(answer, dict) or not answer.keys().isdisjoint(CONTENT)
+                if not complete and (told := told_error(answer)) is not None:
                     status = error_status(told)
                 elif request.stream:
                     raise StreamInterrupted("the answer is not a stream")
@@ -189,12 +196,10 @@ class Relay:
 
 async def _inflate(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The content of a body that an engine, or something before it, compressed unasked."""
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    inflate = Inflate()
     async for chunk in chunks:
         try:
-            while chunk:
-                if data := inflate.decompress(chunk, _SLICE):
-                    yield data
-                chunk = inflate.unconsumed_tail
-        except zlib.error as error:
+            for data in inflate.feed(chunk):
+                yield data
+        except ValueError as error:
             raise StreamInterrupted(f"the answer is not compressed as it says: {error}") from error

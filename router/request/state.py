@@ -24,7 +24,8 @@ class ClientRequest:
     that no client can give two requests one identity; `request_id`: for people: the client's own if it sent one, else
     the same. `key`: name of its API key, empty if all requests have one key; `explore`: whether exploration is allowed;
     `objective`: overrides the configured one; `show_routing`: whether the client is told the engine and the policy;
-    `count_tokens`: called with the tokens of its answer at its end.
+    `count_tokens`: called with the tokens of its answer at its end. `authorized`: the router has read its key, so that
+    what an engine says of keys is not meant for it.
     """
 
     request: Request
@@ -42,6 +43,7 @@ class ClientRequest:
     objective: Objective | None = None
     show_routing: bool = True
     count_tokens: Callable[[int], None] | None = None
+    authorized: bool = False
 
     def remaining_s(self) -> float | None:
         """Seconds to the deadline, if any. Raises `TimedOut` if it has passed."""

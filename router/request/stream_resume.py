@@ -7,10 +7,9 @@ for requests where this gives the same answer: one choice, no tools or formats, 
 from dataclasses import dataclass
 from typing import Any, Self
 
-import orjson
-
 from draftpick.engines.errors import EngineError
 from draftpick.engines.http.client import EngineClient
+from draftpick.engines.http.json_values import dumps, parse_object, to_count
 from draftpick.router.openai_request import Request
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -52,9 +51,12 @@ class StreamResume:
         is_resumable = isinstance(said, list | str) and said and _is_text(said)
         return cls(fields, request.max_tokens) if is_resumable else None
 
-    def forward(self, event: bytes) -> bytes:
-        """The event for the client: unchanged, empty if the client has it already, or with the total usage."""
-        fields = _fields(event)
+    def forward(self, event: bytes, plain: bytes) -> bytes:
+        """The event for the client: unchanged, empty if the client has it already, or with the total usage.
+
+        `plain`: the same, with its data on one line after `data: `.
+        """
+        fields = _fields(plain)
         if fields is None:
             return event
         for choice in fields["choices"]:
@@ -62,16 +64,20 @@ class StreamResume:
         if not self.resumed:
             return event
         if isinstance(usage := fields.get("usage"), dict):
-            return b"data: %b" % orjson.dumps({**fields, "usage": self._complete_usage(usage)})
+            return b"data: %b" % dumps({**fields, "usage": self._complete_usage(usage)})
         return b"" if fields["choices"] and all(map(_is_opening, fields["choices"])) else event
 
     def _append(self, choice: dict[str, Any]) -> None:
         delta = choice.get("delta", choice)
+        if not isinstance(delta, dict):
+            self.possible = self.possible and delta is None
+            return
         text = delta.get("content" if "delta" in choice else "text")
         others = [name for name in ("tool_calls", "reasoning", "reasoning_content") if delta.get(name)]
         # A finished answer has no rest, and content other than text does not fit into a message.
         self.possible = self.possible and not others and choice.get("finish_reason") is None
-        self.text += text or ""
+        self.possible = self.possible and isinstance(text, str | None)
+        self.text += text if isinstance(text, str) else ""
 
     def _complete_usage(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The usage of the whole answer: the text so far counts as output, not as prompt."""
@@ -99,29 +105,22 @@ class StreamResume:
             if fields["max_tokens"] < 1:
                 self.possible = False
                 raise CannotResume("no output tokens are left")
-        return orjson.dumps(fields)
+        return dumps(fields)
 
     async def _count(self, client: EngineClient, url: str) -> int:
         asked = {"model": self.fields.get("model"), "prompt": self.text, "add_special_tokens": False}
-        sending = client.send(f"{url}/tokenize", "POST", _JSON, orjson.dumps(asked), stream=False, within_s=5.0)
+        sending = client.send(f"{url}/tokenize", "POST", _JSON, dumps(asked), stream=False, within_s=5.0)
         async with sending as answer:
             body = b"".join([chunk async for chunk in answer.chunks])
-        try:
-            return int(orjson.loads(body)["count"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CannotResume("the engine does not count tokens") from error
+        if (count := to_count((parse_object(body) or {}).get("count"))) is None:
+            raise CannotResume("the engine does not count tokens")
+        return count
 
 
 def _fields(event: bytes) -> dict[str, Any] | None:
     """The chunk in an event, if any."""
-    at = event.find(b"data: {")
-    if at < 0:
-        return None
-    try:
-        fields = orjson.loads(event[at + 6 :])
-    except orjson.JSONDecodeError:
-        return None
-    choices = fields.get("choices")
+    fields = parse_object(event.partition(b"data: ")[2])
+    choices = None if fields is None else fields.get("choices")
     return fields if isinstance(choices, list) and all(isinstance(one, dict) for one in choices) else None
 
 

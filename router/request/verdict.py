@@ -20,6 +20,8 @@ from draftpick.engines.reporting.report import Failure
 from draftpick.router.types import Fault, Status
 
 _TOO_MANY_REQUESTS, _INTERNAL_ERROR, _NOT_IMPLEMENTED = 429, 500, 501
+_OF_CONNECTIONS = frozenset({408, 421, 425})
+"""The request did not come in time, came to another server, or too early: clients send such again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ RESUME_REJECTED = Verdict("router_error", "router", retry=True)
 """The router cannot ask this engine for the rest of a stream."""
 BROKEN = Verdict("broken", "engine", retry=True, healthy=False)
 _FAILED = Verdict("engine_error", "engine", retry=True, healthy=False)
-_CRASHED = Verdict("engine_error", "engine", retry=True, doubtful=True)
+CRASHED = Verdict("engine_error", "engine", retry=True, doubtful=True)
 _UNREACHABLE = Verdict("engine_error", "network", retry=True, unreachable=True)
 _NOT_CONNECTED = Verdict("timeout", "network", retry=True, healthy=False)
 _SILENT = Verdict("timeout", "engine", retry=True, healthy=False)
@@ -57,15 +59,15 @@ _LONG_WHOLE = Verdict("timeout", "client")
 _HASTY = Verdict("timeout", "client", retry=True)
 _TOO_LONG = Verdict("broken", "client")
 _NOT_SENDABLE = Verdict("client_error", "client")
-_EXHAUSTED = Verdict("router_error", "router")
+ROUTER_FAILED = Verdict("router_error", "router")
 
 
 def judge_status(status: int) -> Verdict:
     """The verdict on an answer by its HTTP status, or on an error event by the code in it."""
     if status < 400:
         return OK
-    if status == _INTERNAL_ERROR:
-        return _CRASHED
+    if status == _INTERNAL_ERROR or status in _OF_CONNECTIONS:
+        return CRASHED
     if status == _TOO_MANY_REQUESTS or (status > _INTERNAL_ERROR and status != _NOT_IMPLEMENTED):
         return _FAILED
     return REJECTED
@@ -79,7 +81,7 @@ def judge_error(error: EngineError, *, stream: bool, hasty: bool, alive: bool, s
     """
     match error:
         case ResourcesExhausted():
-            return _EXHAUSTED
+            return ROUTER_FAILED
         case RequestNotSendable():
             return _NOT_SENDABLE
         case EngineUnreachable():

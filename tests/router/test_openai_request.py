@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftpick.router.errors import BadRequest
-from draftpick.router.openai_request import MAX_TEXT_CHARS, MESSAGES, parse
+from draftpick.router.openai_request import MAX_TEXT_CHARS, MESSAGES, insert_engine_args, parse
 from tests.fleet import CHAT, COMPLETIONS, RESPONSES
 
 TEXT_PART = {"type": "text", "text": "seen"}
@@ -328,6 +328,8 @@ def test_any_body_without_stream_options_keeps_its_bytes(fields: dict[str, Any],
         (COMPLETIONS, {"prompt": [5, 6, 7]}, 1),
         (COMPLETIONS, {"prompt": [[5, 6], [7]]}, 2),
         (COMPLETIONS, {"prompt": []}, 1),
+        (CHAT, {"n": 1e308}, 10**6),
+        (COMPLETIONS, {"prompt": ["one"] * 100, "n": 1e308}, 10**8),
         (RESPONSES, {"input": "one", "n": 8}, 1),
     ],
 )
@@ -341,3 +343,30 @@ def test_the_size_of_a_prompt_is_estimated_from_what_was_not_cut_away() -> None:
     short, long = (parse(COMPLETIONS, orjson.dumps({"prompt": "word " * n})) for n in (100, 10_000))
     assert short.approximate_prompt_tokens == 125
     assert 12_500 <= long.approximate_prompt_tokens <= 12_600
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
+def test_half_of_a_surrogate_pair_is_sent_as_it_came_and_is_no_text(path: str) -> None:
+    said = b'"a \\ud83d b"'
+    fields = {
+        COMPLETIONS: b'"prompt":%b',
+        RESPONSES: b'"input":%b',
+    }.get(path, b'"messages":[{"role":"user","content":%b}]')
+    request = parse(path, b"{%b}" % (fields % said))
+    assert request.text == "a ? b"
+    assert said in request.body
+
+
+def test_half_of_a_surrogate_pair_may_be_predicted() -> None:
+    request = parse(CHAT, b'{"messages":[{"content":"x"}],"prediction":{"type":"content","content":"\\ud83d"}}')
+    body = insert_engine_args(request, request.body, {"x": request.prediction or ""})
+    assert json.loads(body)["vllm_xargs"] == {"x": "\ud83d"}
+
+
+@pytest.mark.parametrize(
+    "plenty", [b'"y":"%b"' % (b"x" * 2**22), b'"y":[%b1]' % (b"1," * 20_000)], ids=["bytes", "values"]
+)
+def test_large_bodies_are_read_if_they_are_strict_json(plenty: bytes) -> None:
+    assert parse(CHAT, b'{"n":2,%b}' % plenty).num_answers == 2
+    with pytest.raises(BadRequest):
+        parse(CHAT, b'{"n":2,"x":NaN,%b}' % plenty)

@@ -276,13 +276,44 @@ async def test_a_body_without_a_length_ends_with_the_connection(client: EngineCl
         assert b"".join([chunk async for chunk in answer.chunks]) == b"all of it"
 
 
-@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b""])
+BEYOND = b"HTTP/1.1 600 Beyond\r\ncontent-length: 0\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\njunk"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"", SWITCHING, BEYOND]
+)
 async def test_what_is_no_http_is_unavailable(client: EngineClient, answer: bytes) -> None:
     server, url = await raw(answer)
     async with server:
         with pytest.raises(EngineUnavailable):
             async with client.send(url, "GET", [], b"", stream=False):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("begins", "line"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nx: ", b"y" * 1000),
+    ],
+)
+async def test_a_head_without_an_end_is_left(client: EngineClient, begins: bytes, line: bytes) -> None:
+    server, url = await raw(begins + line * (2**21 // len(line)))
+    async with server:
+        with pytest.raises(EngineUnavailable):
+            async with client.send(url, "GET", [], b"", stream=False):
+                pass
+
+
+async def test_trailers_without_an_end_break_an_answer(client: EngineClient) -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: "
+    server, url = await raw(head + b"y" * 2**21)
+    async with server:
+        with pytest.raises(StreamInterrupted):
+            async with client.send(url, "GET", [], b"", stream=False) as answer:
+                assert [chunk async for chunk in answer.chunks] == [b"ok"]
 
 
 async def test_a_connection_that_says_more_than_was_asked_is_not_used_again(client: EngineClient) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from draftpick.engines.http.json_values import parse, parse_object, to_bool, to_number
+from draftpick.engines.http.json_values import dumps, parse, parse_object, to_bool, to_number
 
 WORDS = ["true", "True", "TRUE", "t", "T", "1", "yes", "Y", "on", "false", "f", "0", "no", "n", "off", "", "x", " true"]
 VALUES = st.one_of(
@@ -56,6 +56,20 @@ def test_json_is_what_python_makes_of_it(text: str) -> None:
     for data in (text.encode(), b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16"), text.encode("utf-32-le")):
         found, write = parse(data)
         assert repr(json.loads(write(found))) == repr(expected)
+
+
+def test_what_takes_long_to_read_is_no_json() -> None:
+    with pytest.raises(ValueError, match="line 1"):
+        parse(b'{"a":%b}' % (b"9" * 501))
+    for data in (b'{"a":NaN}', b'\xef\xbb\xbf{"a":1}'):
+        with pytest.raises(ValueError, match="line 1"):
+            parse(data, strict=True)
+    assert parse(b'{"a":1}', strict=True)[0] == {"a": 1}
+
+
+@pytest.mark.parametrize("value", ["\ud83d", 10**400, [{"a": "\udfff"}], "\u00e9", {"a": 1.5}])
+def test_what_was_read_can_be_written(value: Any) -> None:
+    assert json.loads(dumps(value)) == value
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\x00\xff<garbage>\n", b"[" * 100_000, b'{"a":1}x'])

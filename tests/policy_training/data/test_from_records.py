@@ -235,6 +235,15 @@ def test_no_key_is_most_of_the_training_data() -> None:
         ({"outcome": {"output_tokens": None}}, "too_short"),
         ({"outcome": {"output_tokens": 0}}, "too_short"),
         ({"outcome": {"output_tokens": 1}}, None),
+        ({"outcome": {"tpot_s": 0.0}}, "impossible"),
+        ({"outcome": {"tpot_s": -0.01}}, "impossible"),
+        ({"outcome": {"ttft_s": -0.01}}, "impossible"),
+        ({"outcome": {"output_tokens": 2**40}}, "impossible"),
+        ({"outcome": {"prompt_tokens": -1}}, "impossible"),
+        ({"outcome": {"acceptance_length": 0.5}}, "impossible"),
+        ({"decision": {"probabilities": {"other": 1.0}}}, "impossible"),
+        ({"decision": {"load": LoadTerms([1.0], [1.0], [0.0], [0], [1.0])}}, "impossible"),
+        ({"context": stored_context(np.zeros(3, np.float32), "features")}, "context_size"),
         ({"decision": {"propensity": 1.0}}, None),
         ({"decision": {"propensity": 1e-9}}, None),
         ({"decision": {"propensity": 0.0}}, "no_propensity"),
@@ -251,8 +260,8 @@ def test_no_key_is_most_of_the_training_data() -> None:
 def test_a_record_is_left_out_for_a_reason(changes: dict[str, Any], reason: str | None) -> None:
     given = {name: replace(getattr(record(1), name), **of) if isinstance(of, dict) and name != "sampling" else of
              for name, of in changes.items()}  # fmt: skip
-    data = dataset_of([record(0), record(1, **given)])
-    assert len(data.measurements) == (2 if reason is None else 1)
+    data = dataset_of([record(0), record(2), record(1, **given)])
+    assert len(data.measurements) == (3 if reason is None else 2)
     assert data.dropped == ({} if reason is None else {f"{reason}:{record(1).decision.arm}": 1})
 
 

@@ -16,6 +16,8 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import KeysConfig
 from draftpick.router.http.app import RouterApp
 from draftpick.router.http.auth import Keyring
+from draftpick.router.request.decision import DecisionMaker
+from draftpick.router.request.meter import Meter
 from tests.fleet import CHAT, COMPLETIONS, FAST, MODEL, REFUSING_URL, RESPONSES, Owned, Servers, StartRouter, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -76,6 +78,44 @@ async def test_lifespan_starts_and_stops_the_router(router_app: StartRouter) -> 
     app = RouterApp(parts, model=MODEL, config=config, owner=owner, keys=Keyring(KeysConfig(), {}))
     await app({"type": "lifespan"}, receive, send)
     assert steps == ["start", "lifespan.startup.complete", "stop", "lifespan.shutdown.complete"]
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_that_has_no_body_has_no_length(router_app: StartRouter, servers: Servers, status: int) -> None:
+    app = await router_app({"a": (await servers.serve(Response(status_code=status))).url}, paths=["/x"])
+    answer = await app.client.delete("/x")
+    assert (answer.status_code, answer.content) == (status, b"")
+    assert answer.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+
+
+async def test_an_error_of_the_router_itself_is_an_openai_error_counted_and_logged_once(
+    router_app: StartRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("never told")
+
+    monkeypatch.setattr(DecisionMaker, "__call__", fails)
+    app = await router_app(ONE)
+    for _ in range(3):
+        answer = await app.post()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "never told" not in answer.text
+    assert app.parts.metrics.failures["http", "ZeroDivisionError"] == 3
+    assert caplog.text.count("http failed") == 1
+
+
+async def test_an_attempt_that_fails_by_the_routers_code_is_nobody_elses_fault(
+    router_app: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Meter, "observe_body", fails)
+    app = await router_app(ONE)
+    assert (await app.post()).status_code == 500
+    (record,) = await app.records(1)
+    assert (record.outcome.status, record.outcome.fault) == ("router_error", "router")
+    assert set(app.replicas.health()["a"].values()) == {"closed"}
 
 
 # --- what cannot be read ---

@@ -118,6 +118,8 @@ async def test_a_router_opens_its_inbox_if_it_has_a_secret(
     async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {SECRET}"}) as engine:
         told = await engine.post(OUTCOMES, json=LEASE)
         assert told.json() == {"outcomes": {"unknown": 1}}
+        too_long = await engine.get(OUTCOMES, headers={"x": "y" * 2**20})
+        assert code(too_long) == (431, "headers_too_large")
         await router.stop()
         with pytest.raises(httpx.TransportError):
             await engine.post(OUTCOMES, json=LEASE)

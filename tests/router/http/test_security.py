@@ -70,6 +70,22 @@ async def test_a_good_key_is_taken_and_does_not_reach_the_engine(router_app: Sta
     assert "authorization" not in app.engines["a"].engine.state()["last_headers"]
 
 
+@pytest.mark.parametrize("status", [401, 403, 407])
+async def test_an_engine_that_wants_another_key_is_no_fault_of_a_client_whose_key_is_good(
+    router_app: StartRouter, servers: Servers, keys: dict[str, Any], status: int
+) -> None:
+    locked = {"a": (await servers.serve(Response(b'{"error":"key"}', status))).url}
+    app = await router_app({**locked, "b": FAST}, keys=keys)
+    assert (await app.post(headers=bearer(SECRET))).headers["x-draftpick-arm"] == "b"
+    told(
+        await (await router_app(locked, keys=keys)).post(headers=bearer(SECRET)),
+        502,
+        "api_connection_error",
+        "engine_unavailable",
+    )
+    assert (await (await router_app(locked)).post()).status_code == status  # there the key is the client's
+
+
 async def test_without_keys_the_authorization_is_the_engines(router_app: StartRouter) -> None:
     app = await router_app(ONE)
     await app.post(headers=bearer("of-the-engine"))
@@ -267,10 +283,13 @@ async def test_a_redirect_of_an_engine_is_not_followed(router_app: StartRouter, 
     assert (answer.status_code, answer.headers["location"]) == (307, "http://127.0.0.1:9/")
 
 
-async def test_a_redirect_to_the_engine_itself_stays_here(router_app: StartRouter, servers: Servers) -> None:
+@pytest.mark.parametrize("address", ["http://{}", "//{}", "HTTPS://{}", "http://user:password@{}"])
+async def test_a_redirect_to_the_engine_itself_stays_here(
+    router_app: StartRouter, servers: Servers, address: str
+) -> None:
     async def redirect(scope: Scope, receive: Receive, send: Send) -> None:
         host = dict(scope["headers"])[b"host"].decode()
-        location = f"http://{host}{scope['path'].rstrip('/')}?a=1"
+        location = f"{address.format(host)}{scope['path'].rstrip('/')}?a=1"
         await Response(status_code=307, headers={"location": location})(scope, receive, send)
 
     app = await router_app({"a": (await servers.serve(redirect)).url})
@@ -309,6 +328,8 @@ async def test_no_path_leaves_its_pattern(router_app: StartRouter, servers: Serv
         ({"host": "router.example"}, 200),
         ({"host": "attacker.example"}, 403),
         ({"x-forwarded-for": "10.0.0.1"}, 403),
+        ({"x-forwarded-host": "router.example"}, 403),
+        ({"cf-connecting-ip": "10.0.0.1"}, 403),
     ],
 )
 async def test_without_keys_administration_is_for_this_machine(
@@ -334,6 +355,7 @@ async def test_administration_from_this_machine_can_be_switched_off(router_app: 
         ("http://other:9", "127.0.0.1:9", 403),
         ("http://attacker.example", "attacker.example", 403),
         ("null", "127.0.0.1:9", 403),
+        ("http://[::1", "127.0.0.1:9", 403),
     ],
 )
 async def test_without_keys_foreign_pages_may_send_nothing(

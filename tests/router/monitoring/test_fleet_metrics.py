@@ -44,6 +44,14 @@ async def page(servers: Servers, drafts: int) -> str:
     return (await servers.serve(app)).url
 
 
+async def test_a_page_without_an_end_is_left_out(client: EngineClient, servers: Servers) -> None:
+    good = await page(servers, 3)
+    endless = (await servers.serve(PlainTextResponse("up 1\n" * 2**22))).url
+    text = await fleet_metrics(client, {"a": [endless], "b": [good]})
+    assert len(text) < 2**12
+    assert f'replica="{good}"' in text
+
+
 async def test_samples_of_all_engines_stand_together_by_family(client: EngineClient, servers: Servers) -> None:
     first, second = await page(servers, 3), await page(servers, 5)
     silent = (await servers.serve(PlainTextResponse("no such page", 404))).url

@@ -188,6 +188,32 @@ def test_a_path_that_one_engine_lacks_is_asked_of_others() -> None:
     assert made.unable(asking) == {"plain": f"rejects {RESPONSES}"}
 
 
+GONE = b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","param":"model","code":404}}'
+
+
+@pytest.mark.parametrize(
+    ("models", "asked_next"),
+    [
+        ({name: {"x": card()} for name in ENGINES}, {"suffix", "math"}),  # as they were listed before
+        ({"plain": {"x": card()}, "suffix": {"x": card()}, "math": {"y": card()}}, {"suffix"}),
+    ],
+)
+def test_a_model_that_one_engine_has_no_more_is_asked_of_others(models: Any, asked_next: set[str]) -> None:
+    made, asking = abilities(models), request(model="x")
+    found = made.rejection("plain", asking, 404, GONE)
+    assert found is not None
+    assert found[1] == asked_next
+    made.record_answer("suffix", asking, [found[0]])
+    assert made.unable(asking)["plain"] == "rejects the model 'x'"
+    assert "plain" not in made.unable(request(model="nowhere"))
+    made.record_answer("plain", asking, [])
+    assert "plain" not in made.unable(asking)
+
+
+def test_a_model_that_no_engine_lists_is_asked_of_one() -> None:
+    assert abilities().rejection("plain", request(model="x"), 404, GONE) is None
+
+
 # --- in a router ---
 
 

@@ -1,10 +1,13 @@
 """Errors in the form of each API."""
 
+import json
+from typing import Any
+
 import orjson
 import pytest
 
 from draftpick.router.errors import BadRequest, Overloaded, PayloadTooLarge, RateLimited
-from draftpick.router.request.api_forms import error_body, error_event, read_error_event
+from draftpick.router.request.api_forms import error_body, error_event, read_error_event, told_error
 
 
 @pytest.mark.parametrize(
@@ -58,9 +61,31 @@ def test_a_broken_stream_ends_with_an_event_of_its_api(path: str, first: bytes, 
         (b"event: error\ndata: {}", 500),
         (b"event: error\ndata: gone", 500),
         (b"event: error", 500),
+        (b'data: {"error":"boom"}', 500),
+        (b'data: {"object":"error","message":"m","type":"BadRequestError","code":400}', 400),
+        (b'data: {"error":{"code":422,"message":"half of a pair: \\ud800"}}', 422),
+        (b'data: {"error":{"code":422,"param":%b}}' % (b"9" * 400), 422),
     ],
 )
 def test_an_error_event_says_which_status_it_means(event: bytes, status: int) -> None:
     found, body = read_error_event(event)
     assert found == status
-    assert isinstance(orjson.loads(body), dict)
+    assert isinstance(json.loads(body), dict)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"error": {"code": 400}}, {"code": 400}),
+        ({"error": {}, "choices": []}, {}),
+        ({"error": "boom"}, {"message": "boom"}),
+        ({"object": "error", "code": 400}, {"object": "error", "code": 400}),
+        ({"error": None, "choices": []}, None),
+        ({"error": ""}, None),
+        ({"object": "chat.completion"}, None),
+        ([{"error": {}}], None),
+        (None, None),
+    ],
+)
+def test_an_answer_tells_an_error_in_any_form(answer: Any, error: Any) -> None:
+    assert told_error(answer) == error

@@ -412,13 +412,16 @@ async def test_an_attempt_leaves_what_the_next_decision_needs() -> None:
     assert plain.inserted == []
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), ZeroDivisionError()])
-async def test_an_attempt_that_is_cut_off_is_recorded_as_cancelled(error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "fault"),
+    [(asyncio.CancelledError(), "cancelled", "client"), (ZeroDivisionError(), "router_error", "router")],
+)
+async def test_an_attempt_that_is_cut_off_is_recorded(error: BaseException, status: str, fault: str) -> None:
     world = World()
     with pytest.raises(type(error)):
         await world.dispatcher._run_attempt(world.state, SINK, Sent(world, error=error))
     (made,) = world.attempts
-    assert (made.outcome.status, made.outcome.fault, made.running) == ("cancelled", "client", None)
+    assert (made.outcome.status, made.outcome.fault, made.running) == (status, fault, None)
     assert world.table.busy == 0
 
 

@@ -84,7 +84,7 @@ def test_a_usage_chunk_alone_in_its_packet_is_hidden() -> None:
     assert [stream.feed(joined(one)) for one in (ROLE, USAGE_CHUNK, DONE)] == [joined(ROLE), b"", joined(DONE)]
 
 
-@pytest.mark.parametrize("forms", ["\r\n", "\r", "mixed", "no space", "with id", "byte order mark"])
+@pytest.mark.parametrize("forms", ["\r\n", "\r", "mixed", "no space", "with id", "byte order mark", "lines"])
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_every_form_of_the_standard_is_read_and_forwarded_unchanged(forms: str, size: int) -> None:
     whole = b": ping\r\n\r\n".join([ROLE + b"\n\n", delta(content="x") + b"\n\n", USAGE_CHUNK + b"\n\n"])
@@ -95,6 +95,8 @@ def test_every_form_of_the_standard_is_read_and_forwarded_unchanged(forms: str, 
         whole = whole.replace(b"data: ", b"data:")
     elif forms == "with id":
         whole = whole.replace(b"data: ", b"id: 1\ndata: ")
+    elif forms == "lines":
+        whole = whole.replace(b'{"', b'{\ndata: "').replace(b'"usage":', b'"usage" :')
     elif forms == "byte order mark":
         whole = b"\xef\xbb\xbf" + whole
     meter = Meter(0.0)

@@ -145,6 +145,19 @@ async def test_an_error_in_a_stream_is_no_good_answer(router_app: StartRouter, s
     assert story(await app.records(1)) == [(1, "a", "broken")]
 
 
+@pytest.mark.parametrize("begins", [b"", b'event: response.output_text.delta\ndata: {"delta":"x"}\n\n'])
+async def test_a_failed_response_is_the_last_event_that_a_client_gets(
+    router_app: StartRouter, servers: Servers, begins: bytes
+) -> None:
+    failed = (
+        b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"code":"server_error"}}}\n\n'
+    )
+    app = await router_app({"a": await answering(servers, begins + failed)})
+    answer = await app.post(RESPONSES, stream=True)
+    assert (answer.status_code, answer.content) == (200, begins + failed)
+    assert story(await app.records(1)) == [(1, "a", "broken")]
+
+
 async def test_bytes_after_the_last_event_go_on(router_app: StartRouter, servers: Servers) -> None:
     data = CONTENT + b"\n\ndata: [DONE]\n\n: end"
     app = await router_app({"a": await answering(servers, data)})

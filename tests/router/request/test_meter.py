@@ -1,5 +1,6 @@
 """Measuring: TTFT, TPOT, tokens and acceptance from event streams and whole answers in vLLM's form."""
 
+import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -8,6 +9,7 @@ import orjson
 import pytest
 
 from draftpick.engines.errors import StreamInterrupted
+from draftpick.engines.http.json_values import dumps
 from draftpick.engines.reporting.report import OutcomeReport
 from draftpick.router.request.meter import EventStream, Meter, acceptance
 from draftpick.router.types import Outcome
@@ -28,12 +30,12 @@ from tests.router.events import (
 
 
 class Timed:
-    """A meter of a stream that begins now."""
+    """A meter of a stream that begins now, or some seconds ago."""
 
-    def __init__(self, *, hide_usage: bool = False) -> None:
-        self.start = time.perf_counter()
+    def __init__(self, *, hide_usage: bool = False, ago_s: float = 0.0) -> None:
+        self.start = time.perf_counter() - ago_s
         self.meter = Meter(self.start)
-        self.meter.sent = time.perf_counter()
+        self.meter.sent = time.perf_counter() - ago_s
         self.stream = EventStream(self.meter, hide_usage=hide_usage)
 
     def feed(self, *events: bytes) -> float:
@@ -183,6 +185,24 @@ def test_an_impossible_figure_of_the_engine_is_not_taken(figure: Any) -> None:
     assert made.tpot_s == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("tokens", [None, -4, True, 4.0, "4", 2**40, 10**400])
+def test_impossible_tokens_are_none(tokens: Any) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":%b}}' % dumps(tokens)
+    made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, usage))
+    assert (made.prompt_tokens, made.output_tokens, made.tpot_s) == (7, None, None)
+
+
+@pytest.mark.parametrize("name", ["queue_time_ms", "time_to_first_token_ms"])
+def test_a_part_of_an_answers_time_is_no_longer_than_the_whole(name: str) -> None:
+    meter = Meter(time.perf_counter() - 1.0)
+    meter.sent = time.perf_counter() - 1.0
+    given = {"queue_time_ms": 100.0, "time_to_first_token_ms": 200.0}
+    meter.observe_body(orjson.dumps({"usage": USAGE, "metrics": {**given, name: 500_000.0}}))
+    made = meter.outcome("ok")
+    assert (made.ttft_s, made.tpot_s) == (None, None)
+    assert made.queue_s == (None if name == "queue_time_ms" else 0.1)
+
+
 def test_the_tokens_of_several_answers_are_decoded_side_by_side() -> None:
     usage = event({"choices": [], "usage": {**USAGE, "completion_tokens": 40}})
     made = Arrivals().measure((10.5, 1, delta(content="a")), (12.5, 2, usage), num_answers=8)
@@ -201,6 +221,19 @@ def test_tokens_are_estimated_while_no_usage_has_come() -> None:
     assert timed.meter.output_tokens() <= 8 * 42
     timed.feed(USAGE_CHUNK, DONE)
     assert timed.meter.output_tokens() == USAGE["completion_tokens"]
+
+
+def test_the_tokens_of_an_answer_without_usage_are_estimated_by_its_length() -> None:
+    said = "x" * 4000
+    for usage in ({}, {"usage": None}, {"usage": {"completion_tokens": -7}}):
+        timed = Timed()
+        timed.meter.observe_body(orjson.dumps({"choices": [{"message": {"content": said}}], **usage}))
+        assert timed.outcome().output_tokens is None
+        assert 1000 <= timed.meter.output_tokens() <= 1100
+    for other in ({"error": {"message": said}}, {"tokens": said}, [said]):
+        timed = Timed()
+        timed.meter.observe_body(orjson.dumps(other))
+        assert timed.meter.output_tokens() == 0
 
 
 def test_a_usage_before_the_end_is_no_less_than_what_came() -> None:
@@ -232,12 +265,13 @@ def test_a_broken_stream_has_neither_usage_nor_end() -> None:
     assert made.ttft_s is not None
 
 
-@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
-def test_a_response_ends_with_its_last_event(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete", "response.failed", "message_stop"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_response_ends_with_its_last_event(kind: str, named: bool) -> None:
     timed = Timed()
     timed.feed(*RESPONSES_EVENTS[:3])
     assert not timed.meter.terminated
-    timed.feed(event({"type": f"response.{kind}", "response": {"usage": None}}, f"response.{kind}"))
+    timed.feed(event({"type": kind, "response": {"usage": None}}, kind if named else None))
     assert timed.meter.terminated
 
 
@@ -250,6 +284,12 @@ def test_a_response_ends_with_its_last_event(kind: str) -> None:
         ({"metrics": {}}, (None, None)),
         ({"metrics": None}, (None, None)),
         ({"metrics": {"speculative_decoding": {"mean_acceptance_length": "2"}}}, (None, None)),
+        (
+            {"metrics": {"speculative_decoding": {"mean_acceptance_length": 0.5, "draft_acceptance_rate": 1.5}}},
+            (None,) * 2,
+        ),
+        ({"metrics": {"speculative_decoding": {"mean_acceptance_length": math.nan}}}, (None, None)),
+        ({"metrics": {"speculative_decoding": {"mean_acceptance_length": 10**400}}}, (None, None)),
         ({}, (None, None)),
     ],
 )
@@ -276,7 +316,7 @@ def test_acceptance_length_counts_all_steps(output: int, steps: int, accepted: i
 
 
 def whole(answer: bytes) -> Outcome:
-    timed = Timed()
+    timed = Timed(ago_s=1.0)
     with suppress(ValueError):
         timed.meter.observe_body(answer)
     return timed.outcome()
@@ -321,6 +361,26 @@ def test_an_error_event_is_kept_and_ends_no_answer(name: str | None) -> None:
     assert (timed.meter.failed, timed.meter.error_event, timed.meter.terminated) == (True, told, False)
 
 
+@pytest.mark.parametrize(
+    ("told", "failed"),
+    [
+        (b'data: {"object":"error","error":{"code":400}}', True),
+        (b'data: { "error" : {"code":400}}', True),
+        (b'data: {"object":"error","message":"m","code":400}', True),
+        (b'data: {"error":"boom"}', True),
+        (b'data: {"type":"error","code":"x","message":"m"}', True),
+        (b'data: {"id":"x","error":null,"choices":[{"delta":{"content":"a"}}]}', False),
+        (b'data: {"choices":[{"delta":{"content":"error"}}]}', False),
+        (b'data: {"choices":[{"delta":{"content":"{\\"error\\": 1}"}}]}', False),
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_event_is_an_error_by_what_it_says(told: bytes, failed: bool, begun: bool) -> None:
+    timed = Timed()
+    timed.feed(*[delta(content="a")] * begun, told)
+    assert timed.meter.failed is failed
+
+
 # --- reports ---
 
 
@@ -338,6 +398,7 @@ ENGINES_OWN = {"metrics": {"queue_time_ms": 30.0, "time_to_first_token_ms": 40.0
         ({"e2e_s": 2.0, "ttft_s": 0.5, **ENGINES_OWN}, 10.5, 0.57, 2.5, 0.1 / 4),  # the engine knows better
         ({"e2e_s": 2.0, **ENGINES_OWN}, None, None, 2.0, None),
         ({"e2e_s": 0.0, "ttft_s": 0.0}, 10.5, 0.5, 0.5, 0.0),
+        ({"e2e_s": 2.0, "ttft_s": 0.5, "metrics": {"queue_time_ms": 10**400}}, 10.5, 1.0, 2.5, 1.5 / 4),
     ],
 )
 def test_what_is_told_of_an_answer_is_measured_from_its_sending(
@@ -426,8 +487,10 @@ def test_the_id_of_a_response_is_in_its_first_event_only() -> None:
         timed.feed(*before, created)
         assert timed.meter.response_id == id
     timed = Timed()
-    timed.feed(event({"type": "response.created"}, "response.created"))
-    assert timed.meter.response_id is None
+    for response in (None, "r1", [1], {}):
+        timed = Timed()
+        timed.feed(event({"type": "response.created", "response": response}, "response.created"))
+        assert timed.meter.response_id is None
 
 
 def test_a_failed_response_is_an_error_that_ends_the_answer() -> None:

@@ -374,6 +374,8 @@ async def test_a_long_error_is_read_whatever_its_length() -> None:
     relayed = Relayed(stream=False)
     await relayed.run(b"x" * 101, status=400, kind=JSON, max_bytes=100)
     assert [body for _, body in relayed.asked] == [b"x" * 101]
+    with pytest.raises(StreamInterrupted, match="the error is too long"):
+        await Relayed(stream=False).run(b"x" * (2**20 + 1), status=400, kind=JSON)
 
 
 @pytest.mark.parametrize("how", ["gzip", "deflate", "GZIP", "x-gzip", "br"])

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from draftpick.router.openai_request import parse
@@ -104,6 +104,36 @@ async def test_the_rest_obeys_the_limit_as_the_engine_reads_it(
     assert {name: rest[0].get(name) for name in limits} == {"max_tokens": 5} | dict.fromkeys(
         limits.keys() - {"max_tokens"}
     )
+
+
+@pytest.mark.parametrize(("written", "instead"), [(b"data: ", b"data:"), (b"\n", b"\r\n"), (b'{"', b'{\ndata: "')])
+async def test_the_text_so_far_is_read_in_every_form(
+    router_app: StartRouter, servers: Servers, written: bytes, instead: bytes
+) -> None:
+    rest: list[dict[str, Any]] = []
+    cut = b"".join(event(delta={"content": word}) for word in WORDS[:4]).replace(written, instead)
+    urls = {
+        "a": (await servers.serve(Response(cut, media_type="text/event-stream"))).url,
+        "b": (await servers.serve(engine(rest))).url,
+    }
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
+    await app.client.post(CHAT, json=asked(CHAT) | {"stream": True, "temperature": 0})
+    assert rest[0]["messages"][-1] == {"role": "assistant", "content": "".join(WORDS[:4])}
+
+
+@pytest.mark.parametrize("odd", [{"delta": 5}, {"delta": {"content": 5}}, {"text": ["x"]}])
+async def test_content_that_is_no_text_cannot_be_continued(
+    router_app: StartRouter, servers: Servers, odd: dict[str, Any]
+) -> None:
+    cut = event(delta={"content": WORDS[0]}) + event(**odd)
+    urls = {
+        "a": (await servers.serve(Response(cut, media_type="text/event-stream"))).url,
+        "b": (await servers.serve(engine([]))).url,
+    }
+    app = await router_app(urls, policy=FixedPolicy(("a", "b"), "a"), resume_streams=True)
+    answer = await app.client.post(CHAT, json=asked(CHAT) | {"stream": True, "temperature": 0})
+    assert answer.content.startswith(cut)
+    assert b"error" in answer.content.removeprefix(cut)
 
 
 async def test_it_may_break_again_and_again(router_app: StartRouter, servers: Servers) -> None:
