@@ -29,6 +29,7 @@ from draftpick.router.request.learning import AttemptLearning
 from draftpick.router.request.leases import Leases
 from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.prefix_index import PrefixIndex
+from draftpick.router.request.sessions import Sessions
 from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.recent_requests import RecentRequests
@@ -119,6 +120,7 @@ def build_parts(
         metrics=metrics,
         abilities=abilities,
         predictions=Predictions({name: one.copying for name, one in known.items()}),
+        sessions=Sessions(config.sessions, keep_prefixes=config.prefix_cache.enabled),
         on_attempt_end=attempts.put,
         featurizer=featurizer,
         tracing=tracing,

@@ -21,11 +21,12 @@ from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.telemetry.metrics import Metrics
-from draftpick.router.types import Context, Decision
+from draftpick.router.types import Accepted, Context, Decision
 
 log = logging.getLogger("draftpick.router")
 
 _NOTHING: Mapping[str, int] = {}
+_NO_TURNS: Mapping[str, Accepted] = {}
 
 
 class DecisionMaker:
@@ -64,12 +65,13 @@ class DecisionMaker:
         unable: Collection[str] = (),
         generates: bool = True,
         preferred: Collection[str] = (),
+        accepted: Mapping[str, Accepted] = _NO_TURNS,
     ) -> Decision:
         """Choose an arm with an available replica: if possible on none of the engines `failed`, never one of `tried`.
 
         `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`. `unable`: engines that
         cannot take the request. `generates`: False if no policy decides, since no text is generated. `preferred`:
-        engines from which a policy with features chooses if any of them is there.
+        engines from which a policy with features chooses if any of them is there. `accepted`: see `DecisionInput`.
 
         Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
@@ -104,7 +106,7 @@ class DecisionMaker:
         explore = explore and (most is None or self._admission.in_flight < most)
         rate = self._active_policies.explore if explore else 0.0
         wanted = objective or self._objective
-        given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0, wanted)
+        given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0, wanted, accepted)
         try:
             decision = self._active_policies.decide(given, self._rng)
             return decision if pin is None else replace(decision, reason="pinned")

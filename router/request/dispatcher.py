@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 from draftpick.engines.arms import engine_of
@@ -27,6 +27,7 @@ from draftpick.router.request.meter import Meter
 from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.relay import Relay
+from draftpick.router.request.sessions import Sessions
 from draftpick.router.request.shadow import NullSink, Shadow
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.stored_responses import StoredResponses
@@ -36,7 +37,7 @@ from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJEC
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
-from draftpick.router.types import Attempt, Context, Outcome
+from draftpick.router.types import Accepted, Attempt, Context, Outcome
 
 log = logging.getLogger("draftpick.router")
 
@@ -45,6 +46,7 @@ _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
 _NO_ARGS_S = 600.0
 """For how long an engine that rejected what the router adds to `vllm_xargs` is sent none of it."""
+_NOTHING: Mapping[str, Accepted] = {}
 
 
 Send = Callable[[RequestState, Lease, ResponseSink, Meter, float | None], Awaitable[Verdict]]
@@ -68,6 +70,7 @@ class Dispatcher:
         metrics: Metrics,
         abilities: Abilities,
         predictions: Predictions,
+        sessions: Sessions,
         on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
@@ -77,6 +80,7 @@ class Dispatcher:
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
         self._abilities, self._responses, self.predictions = abilities, StoredResponses(), predictions
+        self.sessions = sessions
         self.timeouts = Timeouts(replicas, client.response_timeout_s)
         self._no_args_until: dict[str, float] = {}
 
@@ -143,6 +147,9 @@ class Dispatcher:
         state.prefix = self.prefixes.hashes(request.body)
         if state.prefix:
             state.cached_prefix = self.prefixes.lookup(state.prefix, state.client_request.key)
+        if (name := state.client_request.session or request.session) is not None and request.generates:
+            begun = self.sessions.begin(name, state.client_request.key, request, state.cached_prefix)
+            state.session, state.turn, state.cached_prefix = begun
         self._make_decision(state)
         if trace is not None:
             trace.decision_made(state.decision)
@@ -182,6 +189,7 @@ class Dispatcher:
             unable=state.unable,
             generates=client_request.request.generates,
             preferred=self.predictions.engines(client_request.key) if predicted else (),
+            accepted=state.session.accepted if state.session is not None else _NOTHING,
         )
         if predicted and decision.forecast is not None:
             forecast = self.predictions.forecast(decision.arm, decision.forecast, client_request.key)
@@ -210,6 +218,8 @@ class Dispatcher:
             context = state.context
             mode = context.sampled + context.truncated if context is not None else GREEDY
             with self.replicas.lease(decision.arm, state.tried, state.cached_prefix, mode) as lease:
+                if state.session is not None and state.turn is not None:
+                    state.turn = state.session.placed(state.turn, lease.replica.url, self.replicas, state.tried)
                 state.tried.add(lease.replica)
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
@@ -221,6 +231,8 @@ class Dispatcher:
                 if request.prediction is not None:
                     outcome = meter.with_prediction(outcome)
                     self.predictions.observe(outcome, client_request.key)
+                if state.session is not None and verdict.status == "ok":
+                    state.session.observe(request, lease.replica.url, decision.arm, outcome)
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA
@@ -329,6 +341,7 @@ class Dispatcher:
             None if cluster is None else (decision.policy, cluster),
             id=client_request.id,
             key=client_request.key,
+            turn=state.turn,
         )
         self._on_attempt_end(state.last)
         if state.trace is not None:

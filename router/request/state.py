@@ -11,9 +11,10 @@ from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
 from draftpick.router.openai_request import Request
 from draftpick.router.request.ability import Rejection
+from draftpick.router.request.sessions import Session
 from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.tracing import Trace
-from draftpick.router.types import Attempt, Context, Decision
+from draftpick.router.types import Attempt, Context, Decision, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class ClientRequest:
     that no client can give two requests one identity; `request_id`: for people: the client's own if it sent one, else
     the same. `key`: name of its API key, empty if all requests have one key; `explore`: whether exploration is allowed;
     `objective`: overrides the configured one; `show_routing`: whether the client is told the engine and the policy;
-    `count_tokens`: called with the tokens of its answer at its end.
+    `count_tokens`: called with the tokens of its answer at its end. `session`: its name in the header, which counts
+    before one in the body.
     """
 
     request: Request
@@ -42,6 +44,7 @@ class ClientRequest:
     objective: Objective | None = None
     show_routing: bool = True
     count_tokens: Callable[[int], None] | None = None
+    session: str | None = None
 
     def remaining_s(self) -> float | None:
         """Seconds to the deadline, if any. Raises `TimedOut` if it has passed."""
@@ -82,7 +85,7 @@ class RequestState:
     `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
     by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
     the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
-    `outside`: replicas that the request may not use.
+    `outside`: replicas that the request may not use. `session`, `turn`: None without a session.
     """
 
     client_request: ClientRequest
@@ -107,6 +110,8 @@ class RequestState:
     unable: Mapping[str, str] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     outside: frozenset[Replica] = frozenset()
+    session: Session | None = None
+    turn: Turn | None = None
 
     def forget_tried(self) -> None:
         """Let all replicas be tried again, but those `outside` of what the request may use."""

@@ -17,6 +17,7 @@ from draftpick.router.request.ability import Rejection
 from draftpick.router.request.dispatcher import Dispatcher, _count_tokens
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.predictions import Predictions
+from draftpick.router.request.sessions import Sessions
 from draftpick.router.request.state import ClientRequest, RequestState
 from draftpick.router.request.verdict import BROKEN, CANCELLED, NO_REPLICA, OK, REJECTED, Verdict
 from draftpick.router.types import Attempt, Context, Decision, Outcome, Reason
@@ -52,7 +53,7 @@ class World:
             "replicas": self.table, "client": SimpleNamespace(response_timeout_s=LIMITS), "decide": self._decide,
             "admission": admission, "prefixes": self.prefixes, "demand": self.demand, "shadow": None,
             "metrics": self.metrics, "abilities": abilities, "on_attempt_end": self.attempts.append,
-            "predictions": Predictions({}),
+            "predictions": Predictions({}), "sessions": Sessions(),
         }  # fmt: skip
         self.dispatcher = Dispatcher(self.config, **parts)  # type: ignore[arg-type]
         self.decided = list[dict[str, Any]]()
