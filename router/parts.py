@@ -17,6 +17,7 @@ from draftpick.router.load.load_model import LoadModel
 from draftpick.router.load.model_catalog import ModelCatalog
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.quarantine import AcceptanceMonitor
+from draftpick.router.online.sessions import Sessions
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import RecordWriter
 from draftpick.router.registry.active_policy import ActivePolicies
@@ -29,7 +30,6 @@ from draftpick.router.request.learning import AttemptLearning
 from draftpick.router.request.leases import Leases
 from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.prefix_index import PrefixIndex
-from draftpick.router.request.sessions import Sessions
 from draftpick.router.request.shadow import Shadow
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.recent_requests import RecentRequests

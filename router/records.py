@@ -96,6 +96,7 @@ class RecordWriter:
                 decision=attempt.decision,
                 outcome=attempt.outcome,
                 turn=attempt.turn,
+                adapter=attempt.adapter,
             )
         )
 

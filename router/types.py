@@ -202,7 +202,7 @@ class Attempt:
     itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request; its `n` is the
     number of answers to all prompts. `id`, `request_id`, `key`: see `ClientRequest`. `cluster`: of an answered request,
     under the policy of this id; observers get that of the active one. `time`: of its end, in seconds since the epoch.
-    `turn`: None without a session.
+    `turn`: None without a session. `adapter`: see `Record`.
     """
 
     request_id: str
@@ -220,6 +220,7 @@ class Attempt:
     id: str = ""
     key: str = ""
     turn: Turn | None = None
+    adapter: str = ""
 
 
 class AttemptObserver(Protocol):
@@ -235,7 +236,7 @@ class Record:
 
     `request_id`: the router's own, one for each request and its shadows; `client_request_id`: the client's, if it sent
     one. `key`: a digest that is the same for all requests of an API key; empty if all requests have one key. `turn`:
-    None without a session.
+    None without a session. `adapter`: the model, if it is an adapter of the target that an engine lists; else empty.
     """
 
     request_id: str
@@ -251,4 +252,5 @@ class Record:
     client_request_id: str | None = None
     key: str = ""
     turn: Turn | None = None
+    adapter: str = ""
     schema: int = field(default=2)

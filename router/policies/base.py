@@ -38,7 +38,7 @@ class DecisionInput:
     `eligible`: names of arms, at least one. `explore`: maximum probability of exploration (see `exploration`).
     `load_of`: called by policies that use load. `may_explore_widely`: while levels of arms are unknown. `objective`: a
     pool's. `accepted`: in the last turns of the request's session, by drafter
-    (`draftpick.router.policies.pool_arms.drafter_name`).
+    (`draftpick.router.policies.pool_arms.drafter_name`). `adapter`: of the target that the request asks for, or empty.
     """
 
     context: Context | None
@@ -49,6 +49,7 @@ class DecisionInput:
     may_explore_widely: bool = False
     objective: Objective = "throughput"
     accepted: Mapping[str, Accepted] = field(default_factory=dict)
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

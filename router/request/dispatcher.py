@@ -18,6 +18,7 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, NoEngineAvailable, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
+from draftpick.router.online.sessions import Sessions
 from draftpick.router.openai_request import Request, insert_engine_args
 from draftpick.router.request.ability import Abilities
 from draftpick.router.request.admission import Admission
@@ -27,7 +28,6 @@ from draftpick.router.request.meter import Meter
 from draftpick.router.request.predictions import Predictions
 from draftpick.router.request.prefix_index import PrefixIndex
 from draftpick.router.request.relay import Relay
-from draftpick.router.request.sessions import Sessions
 from draftpick.router.request.shadow import NullSink, Shadow
 from draftpick.router.request.state import ClientRequest, RequestState, ResponseSink
 from draftpick.router.request.stored_responses import StoredResponses
@@ -140,6 +140,8 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
+        if self._abilities.adapters:
+            state.adapter = self._abilities.adapter(request)
         if request.asks or self._abilities.differ:
             state.unable = self._abilities.unable(request)
         if request.state_id is not None:
@@ -190,6 +192,7 @@ class Dispatcher:
             generates=client_request.request.generates,
             preferred=self.predictions.engines(client_request.key) if predicted else (),
             accepted=state.session.accepted if state.session is not None else _NOTHING,
+            adapter=state.adapter,
         )
         if predicted and decision.forecast is not None:
             forecast = self.predictions.forecast(decision.arm, decision.forecast, client_request.key)
@@ -342,6 +345,7 @@ class Dispatcher:
             id=client_request.id,
             key=client_request.key,
             turn=state.turn,
+            adapter=state.adapter,
         )
         self._on_attempt_end(state.last)
         if state.trace is not None:
@@ -451,7 +455,12 @@ class Dispatcher:
         while verdict.retry and self._can_resume(state):
             state.failed.add(engine_of(state.decision.arm))
             decision = self.decide(
-                state.context, failed=state.failed, tried=state.tried, explore=False, unable=state.unable
+                state.context,
+                failed=state.failed,
+                tried=state.tried,
+                explore=False,
+                unable=state.unable,
+                adapter=state.adapter,
             )
             state.decision = replace(decision, reason="resumed")
             state.number += 1

@@ -9,9 +9,9 @@ from draftpick.engines.http.client import Headers
 from draftpick.engines.replicas import Lease, Replica
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
+from draftpick.router.online.sessions import Session
 from draftpick.router.openai_request import Request
 from draftpick.router.request.ability import Rejection
-from draftpick.router.request.sessions import Session
 from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.tracing import Trace
 from draftpick.router.types import Attempt, Context, Decision, Turn
@@ -85,7 +85,8 @@ class RequestState:
     `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
     by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
     the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
-    `outside`: replicas that the request may not use. `session`, `turn`: None without a session.
+    `outside`: replicas that the request may not use. `session`, `turn`: None without a session. `adapter`: of
+    the target that it asks for.
     """
 
     client_request: ClientRequest
@@ -112,6 +113,7 @@ class RequestState:
     outside: frozenset[Replica] = frozenset()
     session: Session | None = None
     turn: Turn | None = None
+    adapter: str = ""
 
     def forget_tried(self) -> None:
         """Let all replicas be tried again, but those `outside` of what the request may use."""

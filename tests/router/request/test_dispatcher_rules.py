@@ -12,12 +12,12 @@ import pytest
 
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, TimedOut
+from draftpick.router.online.sessions import Sessions
 from draftpick.router.openai_request import Request
 from draftpick.router.request.ability import Rejection
 from draftpick.router.request.dispatcher import Dispatcher, _count_tokens
 from draftpick.router.request.meter import Meter
 from draftpick.router.request.predictions import Predictions
-from draftpick.router.request.sessions import Sessions
 from draftpick.router.request.state import ClientRequest, RequestState
 from draftpick.router.request.verdict import BROKEN, CANCELLED, NO_REPLICA, OK, REJECTED, Verdict
 from draftpick.router.types import Attempt, Context, Decision, Outcome, Reason

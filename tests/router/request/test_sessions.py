@@ -8,12 +8,9 @@ import orjson
 import pytest
 
 from draftpick.engines.mock.spec import MockSpec
-from draftpick.engines.pool.report import DrafterReport
-from draftpick.router.config.sections import SessionsConfig
-from draftpick.router.openai_request import Request, parse
+from draftpick.router.openai_request import parse
 from draftpick.router.policies.baselines import FixedPolicy
-from draftpick.router.request.sessions import Session, Sessions
-from draftpick.router.types import Accepted, Outcome
+from draftpick.router.types import Accepted
 from tests.fleet import CHAT, FAST, MODEL, REFUSING_URL, RESPONSES, Routed, Servers, StartRouter
 from tests.router.request.test_pool import ARMS, PLAIN, ROUTER, forecast, policy, started
 
@@ -196,72 +193,6 @@ async def test_engines_with_one_drafter_are_chosen_by_the_turns(router_app: Star
     assert (await app.post()).headers["x-draftpick-arm"] == "math"
 
 
-def told(**tau: float) -> Outcome:
-    drafters = {name: DrafterReport(steps=9, scored=60, tau=value) for name, value in tau.items()}
-    return Outcome("ok", output_tokens=60, drafters=drafters)
-
-
-def request(messages: int = 1, size: int = 400) -> Request:
-    return Request(CHAT, b"x" * size, "", turns=messages)
-
-
-async def test_a_turn_is_worth_a_bounded_number_of_drafts_and_the_last_most() -> None:
-    session = Session("s")
-    for _ in range(50):
-        session.observe(request(), "u", "pool/math", told(math=4.0))
-    assert session.accepted["math"].weight == pytest.approx(16.0)
-    session.observe(request(), "u", "pool/math", told(math=1.0))
-    assert math.exp(session.accepted["math"].log_tau) == pytest.approx(2.0)
-    session.observe(request(), "u", "plain", Outcome("ok", output_tokens=2, acceptance_length=3.0))
-    session.observe(
-        Request(CHAT, b"", "", num_answers=2), "u", "x", Outcome("ok", output_tokens=60, acceptance_length=3.0)
-    )
-    assert session.accepted.keys() == {"math"}
-
-
-async def test_only_a_longer_conversation_has_the_prefix_of_the_last_turn() -> None:
-    session = Session("s")
-    assert session.cached_prefix(request(), {"v": 7}) == {"v": 7}
-    session.observe(request(3, 400), "u", "a", Outcome("ok", output_tokens=25))
-    assert session.cached_prefix(request(3), {}) == {}  # again, or another one that is as long
-    assert session.cached_prefix(request(5, 450), {"v": 7}) == {"v": 7, "u": 450}
-    assert session.cached_prefix(request(5, 900), {"u": 100}) == {"u": 500}
-    assert session.cached_prefix(request(5, 900), {"u": 800}) == {"u": 800}
-
-
-async def test_keys_share_nothing_and_none_displaces_another() -> None:
-    now = [0.0]
-    sessions = Sessions(SessionsConfig(max_sessions=4, ttl_s=10.0), lambda: now[0])
-
-    def begin(name: str, key: str) -> Session:
-        found = sessions.begin(name, key, request(), {})[0]
-        assert found is not None
-        return found
-
-    first = begin("one", "a")
-    assert begin("one", "a") is first
-    assert begin("one", "b").id != first.id
-    for number in range(9):
-        begin(str(number), "b")
-    assert len(sessions) == 4
-    assert begin("one", "a") is first
-    now[0] = 11.0
-    assert begin("one", "a") is not first
-    assert "one" not in first.id
-
-
-async def test_ids_of_two_routers_differ() -> None:
-    assert Sessions().begin("one", "", request(), {})[1] != Sessions().begin("one", "", request(), {})[1]
-
-
 async def test_no_session_is_kept_if_none_may_be(router_app: StartRouter) -> None:
     app = await router_app({"a": FAST}, sessions={"max_sessions": 0})
     assert [await turn(app, 1), await turn(app, 2)] == ["", ""]
-
-
-async def test_without_prefixes_a_turn_is_not_drawn_to_its_replica() -> None:
-    sessions = Sessions(keep_prefixes=False)
-    session = sessions.begin("one", "", request(), {})[0]
-    assert session is not None
-    session.observe(request(3, 400), "u", "a", Outcome("ok", output_tokens=25))
-    assert sessions.begin("one", "", request(5, 450), {})[2] == {}

@@ -105,10 +105,18 @@ class Sessions:
         turn = Turn(session.id, session.turns + 1, "new", request.tool_results, request.after_tool)
         return session, turn, session.cached_prefix(request, cached_prefix) if self._keep_prefixes else cached_prefix
 
+    def known(self, name: str, key: str) -> Session | None:
+        """Return a session without beginning a turn; None if it is not known."""
+        of_key = self._by_key.get(key)
+        return None if of_key is None else of_key.get(self._id(name, key))
+
+    def _id(self, name: str, key: str) -> str:
+        """Our id of a session: a digest under a secret of this router, so that nobody guesses the name from records."""
+        return hashlib.blake2b(f"{key}\0{name}".encode(errors="replace"), digest_size=8, key=self._secret).hexdigest()
+
     def _find(self, name: str, key: str) -> Session:
-        """The session of an API key by its client's name for it, or a new one. Its id is a digest under a secret of
-        this router: nobody can guess the name from records."""
-        id = hashlib.blake2b(f"{key}\0{name}".encode(errors="replace"), digest_size=8, key=self._secret).hexdigest()
+        """The session of an API key by its client's name for it, or a new one."""
+        id = self._id(name, key)
         now, known = self._clock(), self._by_key.setdefault(key, OrderedDict())
         self._forget_old(known, now - self._config.ttl_s)
         session = known.pop(id, None)
