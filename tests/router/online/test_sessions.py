@@ -2,14 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.sections import SessionsConfig
+from draftpick.router.features.featurizer import LexicalFeaturizer
+from draftpick.router.features.lexical import stored_context
 from draftpick.router.online.sessions import Session, Sessions
 from draftpick.router.openai_request import Request
-from draftpick.router.types import Outcome
+from draftpick.router.policies.base import DecisionInput
+from draftpick.router.types import Accepted, Decision, Outcome
 from tests.fleet import CHAT
+from tests.router.request.test_pool import policy
 
 
 def told(**tau: float) -> Outcome:
@@ -76,3 +81,46 @@ def test_without_prefixes_a_turn_is_not_drawn_to_its_replica() -> None:
     assert session is not None
     session.observe(request(3, 400), "u", "a", Outcome("ok", output_tokens=25))
     assert sessions.begin("one", "", request(5, 450), {})[2] == {}
+
+
+POOLED = ("plain", "pool/none", "pool/ngram", "pool/math")
+
+
+def decision(accepted: dict[str, Accepted], shifts: list[list[float]] | None = None) -> Decision:
+    """For a request of which math is predicted to have 2 accepted, ngram 1.2, by a prediction that is worth 8.75."""
+    context = stored_context(np.zeros(LexicalFeaturizer().dimension, np.float32), LexicalFeaturizer().id)
+    given = DecisionInput(context, POOLED[1:], accepted=accepted)
+    return policy(ngram=1.2, math=2.0).decide(given, np.random.default_rng(0), shifts)
+
+
+def tau_of(made: Decision, drafter: str) -> float:
+    assert made.forecast is not None
+    return made.forecast.tau[drafter]
+
+
+def test_what_turns_accepted_and_what_is_predicted_count_by_their_weights() -> None:
+    made = decision({"math": Accepted(math.log(4.5), 8.0)})
+    assert tau_of(made, "math") == pytest.approx(3.0, rel=1e-4)  # both are worth 8: the geometric mean
+    assert tau_of(made, "ngram") == pytest.approx(1.2, rel=1e-4)
+    before = decision({})
+    assert made.forecast is not None
+    assert before.forecast is not None
+    assert made.forecast.weight == pytest.approx(before.forecast.weight + 8.0)
+    assert made.predicted_tpot_s == before.predicted_tpot_s  # corrections learn from the prediction alone
+    heavy = decision({"math": Accepted(0.0, 100.0)}).forecast
+    assert heavy is not None
+    assert heavy.weight == 32.0
+
+
+def test_corrections_of_acceptance_count_before_the_turns_and_those_of_steps_do_not() -> None:
+    steps, less = 0.3, math.log(2.0)
+    row = [0.0, steps, steps, steps + less]  # the pool's steps are slower, and math has half of what is predicted
+    made = decision({"math": Accepted(math.log(4.0), 8.0)}, [row])
+    assert tau_of(made, "math") == pytest.approx(2.0, rel=1e-4)
+    assert made.residual == pytest.approx([0.0, steps, steps, steps], abs=1e-4)
+
+
+def test_an_engine_without_drafts_is_expected_as_before() -> None:
+    made = decision({"none": Accepted(2.0, 16.0), "unknown": Accepted(2.0, 16.0)})
+    assert made.residual == [0.0] * 4
+    assert decision({}).residual is None
