@@ -70,6 +70,11 @@ class Replica:
         """Requests of all clients."""
         return self.in_flight + self.foreign_in_flight
 
+    @property
+    def usable(self) -> bool:
+        """True if it is reachable and not ejected."""
+        return not self.unreachable and (self.breaker.clear or self.breaker.admits(self.in_flight))
+
     def answered_within(self, seconds: float) -> bool:
         """True if it has answered a request, or reported that it makes tokens, in the last so many seconds."""
         began = self.clock() - seconds

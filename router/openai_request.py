@@ -40,7 +40,9 @@ class Request:
     all prompts together. `fields`: the parsed body, if kept. `engine_args`: the request's own `vllm_xargs`. `model`: as
     asked for. `asks`: what not every engine takes, by name (`ASKS`, and `image`, `audio`, `video`, `file`).
     `num_prompt_tokens`: of a prompt of token ids. `state_id`: the stored response that the request continues or asks
-    for. `prediction`: the text of the field of that name, which the body has no more.
+    for. `prediction`: the text of the field of that name, which the body has no more. `session`: its name in a field of
+    OpenAI's. `tool_results`: messages that are results of tools, of a request with tools or a session; `after_tool`:
+    the last message is one.
     """
 
     path: str
@@ -60,6 +62,9 @@ class Request:
     state_id: str | None = None
     prediction: str | None = None
     client_body: bytes = b""
+    session: str | None = None
+    tool_results: int = 0
+    after_tool: bool = False
 
     @property
     def generates(self) -> bool:
@@ -120,12 +125,15 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
     if write is not orjson.dumps:  # half of a surrogate pair is no text
         text = text.encode(errors="replace").decode()
     sampling, num_answers, structured, asks = _sampling(path, fields), 1, False, _NO_ASKS
+    session, tool_results, after_tool = None, 0, False
+    messages = fields.get("messages") or fields.get("input")
     if found or not _SPECIAL.isdisjoint(fields) or type(fields.get("prompt")) is list:
         num_answers, structured, asks = _num_answers(path, fields), _structured(fields), _asks(fields, found)
         if num_answers > 1:
             sampling["n"] = float(num_answers)
+        session = _session(fields)
+        tool_results, after_tool = _tool_results(messages)
     model, previous = fields.get("model"), fields.get("previous_response_id")
-    messages = fields.get("messages") or fields.get("input")
     return Request(
         path,
         body,
@@ -144,7 +152,37 @@ def parse(path: str, body: bytes, limits: JsonLimits = _DefaultLimits(), *, keep
         previous if path == RESPONSES and isinstance(previous, str) else None,
         prediction,
         client_body,
+        session,
+        tool_results,
+        after_tool,
     )
+
+
+def _session(fields: dict[str, Any]) -> str | None:
+    """The name of the session in one of OpenAI's own fields, of which the engine judges the form."""
+    conversation = fields.get("conversation")
+    name = conversation.get("id") if isinstance(conversation, dict) else conversation
+    name = name or fields.get("prompt_cache_key")
+    return name if isinstance(name, str) and name else None
+
+
+_TOOL_RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "mcp_call", "tool_result"})
+
+
+def _tool_results(messages: Any) -> tuple[int, bool]:
+    """The number of messages that are results of tools, and whether the last message is one."""
+    if not isinstance(messages, list):
+        return 0, False
+    found = [isinstance(message, dict) and _is_tool_result(message) for message in messages]
+    return sum(found), bool(found) and found[-1]
+
+
+def _is_tool_result(message: dict[str, Any]) -> bool:
+    """True if a message is one of OpenAI's, or of Anthropic's, whose content has such a part."""
+    if message.get("role") == "tool" or message.get("type") in _TOOL_RESULTS:
+        return True
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(p, dict) and p.get("type") == "tool_result" for p in content)
 
 
 def _prediction(value: Any) -> str | None:
@@ -278,8 +316,9 @@ ASKS: dict[str, Callable[[Any], object]] = {
 _MIN_P = 1e-5  # as vLLM
 _ASKS = frozenset(ASKS)
 _NO_ASKS: frozenset[str] = frozenset()
-_SPECIAL = _ASKS | {"n", "best_of"}
-"""Fields that `_num_answers`, `_structured` and `_asks` read: one without them asks for one answer, of any form."""
+_SPECIAL = _ASKS | {"n", "best_of", "conversation", "prompt_cache_key"}
+"""Fields that `_num_answers`, `_structured`, `_asks` and `_session` read: one without them asks for one answer, of any
+form, outside a session."""
 
 
 def _asks(fields: dict[str, Any], found: set[str]) -> frozenset[str]:

@@ -17,6 +17,7 @@ from draftpick.router.load.load_model import LoadModel
 from draftpick.router.load.model_catalog import ModelCatalog
 from draftpick.router.online.events import Event, EventLog
 from draftpick.router.online.quarantine import AcceptanceMonitor
+from draftpick.router.online.sessions import Sessions
 from draftpick.router.policies.base import Policy
 from draftpick.router.records import RecordWriter
 from draftpick.router.registry.active_policy import ActivePolicies
@@ -119,6 +120,7 @@ def build_parts(
         metrics=metrics,
         abilities=abilities,
         predictions=Predictions({name: one.copying for name, one in known.items()}),
+        sessions=Sessions(config.sessions, keep_prefixes=config.prefix_cache.enabled),
         on_attempt_end=attempts.put,
         featurizer=featurizer,
         tracing=tracing,

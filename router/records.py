@@ -28,7 +28,7 @@ from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.config.router_config import RecordsConfig
 from draftpick.router.features.lexical import stored_context
-from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, PredictionTokens, Record
+from draftpick.router.types import Attempt, Decision, LoadTerms, Outcome, PredictionTokens, Record, Turn
 
 SCHEMA = 2
 SCHEMA_1_FIELDS = {"load": "in_flight"}
@@ -96,6 +96,8 @@ class RecordWriter:
                 context=attempt.context,
                 decision=attempt.decision,
                 outcome=attempt.outcome,
+                turn=attempt.turn,
+                adapter=attempt.adapter,
             )
         )
 
@@ -230,6 +232,8 @@ def decode(line: bytes) -> Record:
             outcome["drafters"] = {name: DrafterReport(**one) for name, one in drafters.items()}
         if (prediction := outcome.get("prediction")) is not None:
             outcome["prediction"] = PredictionTokens(**prediction)
+        if (turn := fields.get("turn")) is not None:
+            fields["turn"] = Turn(**turn)
         record = Record(
             context=context,
             decision=Decision(**decision),

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ process lacked descriptors, ports or memory, or could not ask for the rest of a 
 Fault = Literal["client", "engine", "network", "router"]
 """Whose fault it is that an attempt was not answered: see `draftpick.router.request.verdict`."""
 _FAILED: frozenset[Status] = frozenset({"engine_error", "timeout", "broken"})
+Placement = Literal["new", "kept", "moved", "fresh"]
+"""What a turn of a session finds at its replica: see `Turn`."""
 Reason = Literal["policy", "resumed", "shadow", "pinned", "fallback"]
 """Reason of a decision: see `Decision`."""
 
@@ -99,6 +101,29 @@ class Decision:
     def slowdown(self) -> float:
         """Slowdown of a step on the chosen arm, as assumed by the decision."""
         return 1.0 if self.load is None else self.load.slowdown[list(self.probabilities).index(self.arm)]
+
+
+class Accepted(NamedTuple):
+    """What a drafter had accepted in the last turns of a session: mean log acceptance length, worth `weight` drafts."""
+
+    log_tau: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request of a session. `session`: our id of it; `number`: of the turn, from 1.
+
+    `placement`: `kept` at the replica of the last turn, or `moved` to another one; `fresh` if that replica was gone,
+    and its cached prefix with it; `new`: the first turn. `tool_results`: in its messages; `after_tool`: the last
+    message is one.
+    """
+
+    session: str
+    number: int
+    placement: Placement
+    tool_results: int = 0
+    after_tool: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +202,7 @@ class Attempt:
     itself; None if it got no replica or failed. `sampling`: the numeric sampling fields of the request; its `n` is the
     number of answers to all prompts. `id`, `request_id`, `key`: see `ClientRequest`. `cluster`: of an answered request,
     under the policy of this id; observers get that of the active one. `time`: of its end, in seconds since the epoch.
+    `turn`: None without a session. `adapter`: see `Record`.
     """
 
     request_id: str
@@ -193,6 +219,8 @@ class Attempt:
     time: float = field(default_factory=time.time)
     id: str = ""
     key: str = ""
+    turn: Turn | None = None
+    adapter: str = ""
 
 
 class AttemptObserver(Protocol):
@@ -207,7 +235,8 @@ class Record:
     """One recorded attempt. `time`: seconds since the epoch, for ordering only; `in_flight`: see `Attempt`.
 
     `request_id`: the router's own, one for each request and its shadows; `client_request_id`: the client's, if it sent
-    one. `key`: a digest that is the same for all requests of an API key; empty if all requests have one key.
+    one. `key`: a digest that is the same for all requests of an API key; empty if all requests have one key. `turn`:
+    None without a session. `adapter`: the model, if it is an adapter of the target that an engine lists; else empty.
     """
 
     request_id: str
@@ -222,4 +251,6 @@ class Record:
     outcome: Outcome
     client_request_id: str | None = None
     key: str = ""
+    turn: Turn | None = None
+    adapter: str = ""
     schema: int = field(default=2)

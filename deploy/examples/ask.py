@@ -2,6 +2,7 @@
 
     python -m draftpick.deploy.examples.ask "What is 12 * 7?" --url http://127.0.0.1:8000
     python -m draftpick.deploy.examples.ask "Tell me a story." --stream --priority low --timeout 20
+    python -m draftpick.deploy.examples.ask "And then?" --session story-1
 
 Any OpenAI client does the same with its `base_url` and extra headers; this one shows the HTTP protocol. If the router
 requires a key, set OPENAI_API_KEY. Exit codes: 0 answered, 1 rejected, or broken in the middle.
@@ -33,26 +34,38 @@ class RequestRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The origin of an answer, from its headers."""
+    """The origin of an answer, from its headers. `session`: what the turn of a session found, or empty."""
 
     arm: str
     policy: str
     request_id: str
+    session: str = ""
 
     @classmethod
     def from_answer(cls, answer: httpx.Response) -> "Source":
         """Read the headers of an answer."""
-        return cls(*(answer.headers[f"x-draftpick-{name}"] for name in ("arm", "policy", "request-id")))
+        names = ("arm", "policy", "request-id", "session")
+        return cls(*(answer.headers.get(f"x-draftpick-{name}", "") for name in names))
 
 
 class Client:
     """A client of one router. `timeout_s`: for the first byte, enforced by the router, and for each further one.
 
-    `priority`: low, normal or high; under load `low` waits longest and is shed first.
+    `priority`: low, normal or high; under load `low` waits longest and is shed first. `session`: names the conversation
+    of which all its requests are turns.
     """
 
-    def __init__(self, url: str, key: str | None = None, priority: str = "normal", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        priority: str = "normal",
+        timeout_s: float = 60.0,
+        session: str | None = None,
+    ) -> None:
         headers = {"x-draftpick-priority": priority, "x-draftpick-timeout": str(timeout_s)}
+        if session:
+            headers["x-draftpick-session"] = session
         if key:
             headers["authorization"] = f"Bearer {key}"
         # Longer than the router's: its 504 says more than a closed connection.
@@ -125,8 +138,9 @@ def main() -> int:
     parser.add_argument("--priority", choices=("low", "normal", "high"), default="normal")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to the first byte")
     parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--session", help="name of the conversation of which this is a turn")
     args = parser.parse_args()
-    client = Client(args.url, os.environ.get("OPENAI_API_KEY"), args.priority, args.timeout)
+    client = Client(args.url, os.environ.get("OPENAI_API_KEY"), args.priority, args.timeout, args.session)
     try:
         body = {"model": client.model(), "messages": [{"role": "user", "content": args.prompt}]}
         body["max_tokens"] = args.max_tokens
@@ -143,7 +157,8 @@ def main() -> int:
         return 1
     finally:
         client.close()
-    print(f"by {source.arm}, chosen by {source.policy}, request {source.request_id}", file=sys.stderr)
+    turn = f", session {source.session}" if source.session else ""
+    print(f"by {source.arm}, chosen by {source.policy}, request {source.request_id}{turn}", file=sys.stderr)
     return 0
 
 

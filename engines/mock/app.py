@@ -172,7 +172,7 @@ class MockEngine:
             return _invalid(str(error))
         if getattr(request, wire_type.required) is None:
             return _invalid(f"{wire_type.required}: field required")
-        if request.model not in (None, self.model):
+        if request.model not in (None, self.model, *self.spec.adapters):
             return _error(
                 404, f"The model `{request.model}` does not exist.", "NotFoundError", "model_not_found", param="model"
             )
@@ -184,7 +184,8 @@ class MockEngine:
         """GET /v1/models."""
         card = {"id": self.model, "object": "model", "created": int(time.time()), "owned_by": "mock"}
         card |= {"root": self.model, "parent": None, "max_model_len": _MAX_MODEL_LEN, "permission": []}
-        return _json({"object": "list", "data": [card]})
+        adapters = [{**card, "id": name, "root": name, "parent": self.model} for name in self.spec.adapters]
+        return _json({"object": "list", "data": [card, *adapters]})
 
     async def health(self, http: Request) -> Response:
         """GET /health."""

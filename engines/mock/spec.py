@@ -70,6 +70,7 @@ class MockSpec(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fa
     acceptance_by_class: dict[str, AcceptanceLength] = Field({}, description="tau by prompt class")
     num_speculative_tokens: int = Field(0, ge=0, description="maximum number of accepted tokens per step")
     drafters: dict[str, MockDrafter] = Field({}, description="drafters by name: the engine is a pool")
+    adapters: tuple[str, ...] = Field((), description="adapters of the target that it serves, by name")
     jitter: float = Field(0.0, ge=0, description="coefficient of variation of a step's duration")
     output_tokens: int = Field(32, ge=1, description="tokens per answer, unless the request allows fewer")
     max_running: int = Field(256, ge=1, description="maximum concurrent requests; the others wait in arrival order")

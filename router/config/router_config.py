@@ -24,6 +24,7 @@ from draftpick.router.config.sections import (
     OnlineConfig,
     PrefixCacheConfig,
     QuarantineConfig,
+    SessionsConfig,
     ShadowConfig,
     TracingConfig,
 )
@@ -74,6 +75,9 @@ class RouterConfig(Model):
     load: LoadConfig = Field(default_factory=LoadConfig, description="load-aware routing")
     prefix_cache: PrefixCacheConfig = Field(
         default_factory=PrefixCacheConfig, description="preference for replicas that have cached a prompt's prefix"
+    )
+    sessions: SessionsConfig = Field(
+        default_factory=SessionsConfig, description="memory of sessions, which clients name"
     )
     autoscaling: AutoscalingConfig = Field(
         default_factory=AutoscalingConfig, description="joint scaling of engines with `deployment.autoscaling`"

@@ -204,6 +204,13 @@ class PrefixCacheConfig(Model):
     max_bytes: int = Field(65_536, ge=1024, description="maximum compared length of a request")
 
 
+class SessionsConfig(Model):
+    """What a router remembers of sessions, which clients name."""
+
+    max_sessions: int = Field(16_384, ge=0, description="number of sessions kept; 0: none")
+    ttl_s: float = Field(3600.0, gt=0, description="time after which a session without a request is forgotten")
+
+
 class ShadowConfig(Model):
     """Replay of finished requests on all other engines. Each costs every other engine one request."""
 

@@ -201,7 +201,7 @@ class RouterApp:
         name = http_request.path.removeprefix(_MODEL)
         card = next((card for card in await self._cards() if card["id"] == name), None)
         if card is None:
-            raise NotFound(f"The model {name[:100]!r} does not exist.", param="model", code="model_not_found")
+            raise NotFound(f"The model `{name[:100]}` does not exist.", param="model", code="model_not_found")
         await reply.json(200, card)
 
     async def _cards(self) -> list[dict[str, Any]]:

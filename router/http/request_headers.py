@@ -10,7 +10,7 @@ from draftpick.router.errors import BadRequest
 from draftpick.router.http.auth import Key, Scope
 from draftpick.router.request.admission import PRIORITIES
 
-_REQUEST_ID = re.compile(r"[\w.:/@=+-]{1,128}", re.ASCII)
+_NAME = re.compile(r"[\w.:/@=+-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,16 @@ def _priority(text: str, key: Key, accepted: float) -> int:
     return min(PRIORITIES[text], PRIORITIES[key.priority])
 
 
+def _session(text: str, key: Key, accepted: float) -> str:
+    if _NAME.fullmatch(text) is None:
+        wanted = "1 to 128 letters, digits or . : / @ = + - _, such as a random id for each conversation"
+        raise BadRequest(f"must be {wanted}", param=headers.SESSION, code="bad_session")
+    return text
+
+
 def client_request_id(text: str) -> str | None:
     """The client's id if it is fit for logs; else None, and the router creates one."""
-    return text if _REQUEST_ID.fullmatch(text) else None
+    return text if _NAME.fullmatch(text) else None
 
 
 def _request_id(text: str, key: Key, accepted: float) -> str | None:
@@ -78,6 +85,12 @@ REQUEST_HEADERS = (
         "`low`, `normal` or `high`: order in the queue, and of rejection under overload.",
         "priority",
         _priority,
+    ),
+    RequestHeader(
+        headers.SESSION,
+        "Names the session of which the request is a turn: 1 to 128 letters, digits or `.:/@=+-_`.",
+        "session",
+        _session,
     ),
     RequestHeader(
         headers.CLIENT_REQUEST_ID,

@@ -2,7 +2,7 @@
 `draftpick.router.parts`."""
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from draftpick.engines.replicas import UNAVAILABLE_REASONS
 
@@ -25,6 +25,19 @@ class HealthSignal(Protocol):
 
     def admits(self, arm: str, in_flight: int) -> bool:
         """True if a suspect may take one more request while `in_flight` others run, for example a probe."""
+
+
+@runtime_checkable
+class KeptByAdapter(Protocol):
+    """A signal whose findings differ by adapter of the target."""
+
+    def of(self, adapter: str) -> HealthSignal:
+        """Return the signal for requests of an adapter, or for those of none (empty)."""
+
+
+def signals_of(signals: Sequence[HealthSignal], adapter: str) -> Sequence[HealthSignal]:
+    """Return the signals that hold for requests of an adapter of the target, or of none (empty)."""
+    return [one.of(adapter) if isinstance(one, KeptByAdapter) else one for one in signals] if adapter else signals
 
 
 def ineligible_reasons(signals: Sequence[HealthSignal]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from draftpick.engines.arms import drafter_of, engine_of
 from draftpick.router.config.sections import Objective
-from draftpick.router.load.health_signal import HealthSignal, ineligible_reasons
+from draftpick.router.load.health_signal import HealthSignal, ineligible_reasons, signals_of
 from draftpick.router.load.staleness import StaleReports
 from draftpick.router.monitoring.cluster_labels import cluster_names
 from draftpick.router.online.safe_mode import PREFIX as SAFE_MODE
@@ -51,21 +51,29 @@ async def explain(
     parts.attempts.drain()
     context = await parts.dispatcher.featurize(request)
     read = parts.prefixes.lookup(parts.prefixes.hashes(request.body), key)
-    unable = parts.abilities.unable(request)
-    decision = parts.decide(context, explore=explore, cached_prefix=read, objective=objective, unable=unable)
-    candidates, _ = parts.decide.healthy([arm for arm in parts.replicas.eligible() if engine_of(arm) not in unable])
+    unable, adapter = parts.abilities.unable(request), parts.abilities.adapter(request)
+    session = None if request.session is None else parts.dispatcher.sessions.known(request.session, key)
+    accepted = {} if session is None else session.accepted
+    decision = parts.decide(
+        context, explore=explore, cached_prefix=read if session is None else session.cached_prefix(request, read),
+        objective=objective, unable=unable, accepted=accepted, adapter=adapter,
+    )  # fmt: skip
+    able = [arm for arm in parts.replicas.eligible() if engine_of(arm) not in unable]
+    candidates, _ = parts.decide.healthy(able, adapter)
     served, wanted = parts.active_policies.by_id(decision.policy), objective or parts.config.load.objective
     terms = explain_terms(decision, served, context)
     reasons = ineligible_reasons(parts.health_signals)
     return DecisionExplanation(
-        decision, served, context, candidates, engine_statuses(parts, unable), wanted, parts.baseline, terms, reasons,
-        explain_doubt(served, context),
+        decision, served, context, candidates, engine_statuses(parts, unable, adapter), wanted, parts.baseline, terms,
+        reasons, explain_doubt(served, context), adapter,
     ).as_json()  # fmt: skip
 
 
-def engine_statuses(parts: Parts, unable: Mapping[str, str] = _NOTHING) -> dict[str, EngineStatus]:
-    """The state of every engine, by arm. `unable`: reasons by engine that cannot take the request in question."""
-    in_flight, quarantine_states, found = parts.replicas.in_flight(), parts.acceptance_monitor.state(), {}
+def engine_statuses(parts: Parts, unable: Mapping[str, str] = _NOTHING, adapter: str = "") -> dict[str, EngineStatus]:
+    """The state of every engine, by arm. `unable`: reasons by engine that cannot take the request in question;
+    `adapter`: that it asks for."""
+    in_flight, quarantine_states, found = parts.replicas.in_flight(), parts.acceptance_monitor.of(adapter).state(), {}
+    signals = signals_of(parts.health_signals, adapter)
     costs = cost_sources(parts.active_policies.policy)
     for arm, there in parts.replicas.by_arm.items():
         found[arm] = EngineStatus(
@@ -73,7 +81,7 @@ def engine_statuses(parts: Parts, unable: Mapping[str, str] = _NOTHING) -> dict[
             in_flight[arm],
             sum(replica.total_in_flight for replica in there),
             parts.replicas.unavailable_reason(arm)
-            or _suspicion(parts.health_signals, arm, in_flight[arm])
+            or _suspicion(signals, arm, in_flight[arm])
             or ("unable" if engine_of(arm) in unable else None),
             dict(Counter(replica.breaker.state for replica in there)),
             quarantine_states[arm],
@@ -105,7 +113,7 @@ class DecisionExplanation:
     """A decision and its inputs.
 
     `in_service`: the policy that decided, or that fell back. `candidates`: the eligible arms; `baseline`: the engine
-    for comparisons. `terms`: of `explain_terms`.
+    for comparisons. `terms`: of `explain_terms`. `adapter`: of the target, that the request asks for.
     """
 
     decision: Decision
@@ -118,6 +126,7 @@ class DecisionExplanation:
     terms: Mapping[str, Terms]
     ineligible_reasons: Mapping[str, str]
     doubt: Doubt = Doubt()
+    adapter: str = ""
 
     def as_json(self) -> dict[str, object]:
         """All fields; null for what a policy does not predict."""
@@ -137,6 +146,7 @@ class DecisionExplanation:
             "neighbours": self.doubt.neighbours,
             "far": self.doubt.far,
             "kind": None if cluster is None else {"kind": cluster, "name": kinds[cluster]},
+            "adapter": {"name": self.adapter, "answers": self._adapter_answers()} if self.adapter else None,
             "forecast": None if decision.forecast is None else asdict(decision.forecast),
             "arms": [self._row(arm, standing) for arm, standing in self.standings.items()],
         }
@@ -160,7 +170,19 @@ class DecisionExplanation:
     def deciding_reason(self) -> str:
         """The deciding cause, in one sentence."""
         lead = "the request is far from anything known; " if self.doubt.far else ""
-        return lead + self._deciding_reason() + self._of_pool()
+        return lead + self._deciding_reason() + self._of_pool() + self._of_adapter()
+
+    def _adapter_answers(self) -> float:
+        """The weight of the adapter's answers that correct its times."""
+        return self.in_service.online.answers_of(self.adapter)
+
+    def _of_adapter(self) -> str:
+        """What is known of the adapter; "" without one."""
+        if not self.adapter:
+            return ""
+        if (answers := self._adapter_answers()) < 1:
+            return f"; adapter {self.adapter} has no answers yet and starts from what those of the target showed"
+        return f"; corrected by {answers:.0f} answer{'' if answers < 1.5 else 's'} of adapter {self.adapter}"
 
     def _of_pool(self) -> str:
         """What a pool makes of the choice; "" for other engines."""

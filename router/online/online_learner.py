@@ -8,6 +8,7 @@ one that has proved best here; while routing loses time against the best single 
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,8 @@ from draftpick.engines.arms import NONE, drafter_of, engine_of, pool_arm
 from draftpick.router.config.sections import ExplorationConfig, OnlineConfig
 from draftpick.router.online.drift import ArmDriftDetector, InputDriftDetector
 from draftpick.router.online.events import Event, EventHandler
-from draftpick.router.online.residual_correction import ResidualCorrection
+from draftpick.router.online.quarantine import MAX_ADAPTERS
+from draftpick.router.online.residual_correction import FurtherCorrection, ResidualCorrection
 from draftpick.router.online.safe_mode import PREFIX, SafeMode
 from draftpick.router.policies.base import Policy, Shifts
 from draftpick.router.policies.pool_arms import MENDING, shares_drafter
@@ -40,6 +42,9 @@ class OnlineLearner:
     `level_deviations`: standard deviations of the log levels of its times [arms], 0 for an arm whose level is known;
     None once exploration is narrow: when all are known, or after `wide_answers` answers for each arm.
 
+    Answers of an adapter of the target correct its own times alone, on top of the target's corrections: a new adapter
+    starts from these, and follows them if a machine or a drafter changes.
+
     It also sets the policy's `default_arm`, if it has one, to the arm that has proved best.
     """
 
@@ -56,6 +61,8 @@ class OnlineLearner:
         self._num_clusters = 2 * len(policy.clusters) if policy.clusters is not None else 1
         prior = [0.0 if drafter_of(arm) is None else math.log(MENDING) for arm in policy.arms]
         self.correction = ResidualCorrection(config.correction, self._num_clusters, len(policy.arms), prior)
+        self._by_adapter: OrderedDict[str, ResidualCorrection] = OrderedDict()
+        self._shifts_by_adapter: dict[str, Shifts] = {}
         self._arm_detectors = [ArmDriftDetector(config.drift) for _ in policy.arms]
         self._input_detector = InputDriftDetector(config.drift, self._num_clusters) if self._num_clusters > 1 else None
         self.safe_mode = SafeMode(config.safe_mode, policy.arms)
@@ -78,11 +85,33 @@ class OnlineLearner:
         if policy is not self._policy:
             policy.default_arm, self._policy = self._policy.default_arm, policy
 
+    def shifts_of(self, adapter: str) -> Shifts | None:
+        """Return `shifts` for requests of an adapter; the target's own without answers of it."""
+        own = self._by_adapter.get(adapter)
+        if own is None:
+            return self.shifts
+        if (found := self._shifts_by_adapter.get(adapter)) is None:
+            base = 0.0 if self.shifts is None else np.asarray(self.shifts)
+            found = self._shifts_by_adapter[adapter] = (base + own.residuals()).tolist()
+        return found
+
+    def answers_of(self, adapter: str) -> float:
+        """Return the weight of the answers that correct an adapter's times."""
+        own = self._by_adapter.get(adapter)
+        return sum(own.answers) if own is not None else 0.0
+
     def observe(
-        self, cluster: int, decision: Decision, outcome: Outcome, in_flight: int, slowdown: float = 1.0, key: str = ""
+        self,
+        cluster: int,
+        decision: Decision,
+        outcome: Outcome,
+        in_flight: int,
+        slowdown: float = 1.0,
+        key: str = "",
+        adapter: str = "",
     ) -> None:
         """Learn from one answer. `cluster`: of its request; `in_flight`: on its arm, including itself; `slowdown`:
-        ratio by which load lengthened its steps; `key`: name of its API key."""
+        ratio by which load lengthened its steps; `key`: name of its API key; `adapter`: that answered."""
         self._count_wide_answer()
         if self._config.drift.enabled and self._input_detector is not None and decision.reason == "policy":
             self._monitor_inputs(cluster, key)
@@ -94,16 +123,19 @@ class OnlineLearner:
         weight = self._arm_detectors[arm].keys.observe(key)
         alone_s = expected[arm] / assumed  # the answer itself measures its load better
         residual = math.log(tpot_s / slowdown / alone_s)
-        if self._config.drift.enabled:
+        if self._config.drift.enabled and not adapter:
             self._monitor_answer(arm, cluster, decision, outcome, in_flight, slowdown, key)
-        if self._config.safe_mode.enabled and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
+        if self._config.safe_mode.enabled and not adapter and max(slowdown, assumed) < _MAX_UNLOADED_SLOWDOWN:
             self._compare(arm, residual, decision, outcome, weight)
         if self._config.correction.enabled:
+            correction = self._correction_of(adapter) if adapter else self.correction
             if outcome.drafters is None or decision.predicted_tau is None:
-                self.correction.update(cluster, arm, residual, weight)
+                correction.update(cluster, arm, residual, weight)
             else:
-                self._correct_pool(cluster, arm, residual, decision, outcome, weight)
-        if self._config.correction.enabled or self._caution_left[arm]:
+                self._correct_pool(correction, cluster, arm, residual, decision, outcome, weight)
+        if adapter:
+            self._shifts_by_adapter.pop(adapter, None)
+        elif self._config.correction.enabled or self._caution_left[arm]:
             self._caution_left[arm] = max(self._caution_left[arm] - 1, 0)
             self.refresh()
 
@@ -114,7 +146,8 @@ class OnlineLearner:
 
     def _forget(self, arm: int) -> None:
         """Discard what answers of an arm have shown; its level is unknown again."""
-        self.correction.reset_arm(arm)
+        for correction in (self.correction, *self._by_adapter.values()):
+            correction.reset_arm(arm)
         self.safe_mode.reset_arm(arm)
         most = self._exploration.wide_answers
         self._wide_answers_left = min(max(self._wide_answers_left, 0) + most, most * len(self._policy.arms))
@@ -126,6 +159,7 @@ class OnlineLearner:
             self.shifts = (self.correction.residuals() + caution).tolist()
         else:
             self.shifts = [caution] * self._num_clusters if any(caution) else None
+        self._shifts_by_adapter.clear()
         self._refresh_levels()
 
     def _count_wide_answer(self) -> None:
@@ -149,8 +183,24 @@ class OnlineLearner:
         deviations = np.where(known, 0.0, 1.0 / np.sqrt(prior**-2.0 + errors**-2.0))
         self.level_deviations = deviations.tolist() if deviations.any() else None
 
+    def _correction_of(self, adapter: str) -> ResidualCorrection:
+        """The correction of an adapter, of what the target's leaves."""
+        if (own := self._by_adapter.get(adapter)) is None:
+            own = self._by_adapter[adapter] = FurtherCorrection(self._config.correction, self.correction)
+            if len(self._by_adapter) > MAX_ADAPTERS:
+                self._shifts_by_adapter.pop(self._by_adapter.popitem(last=False)[0], None)
+        self._by_adapter.move_to_end(adapter)
+        return own
+
     def _correct_pool(
-        self, cluster: int, arm: int, residual: float, decision: Decision, outcome: Outcome, weight: float
+        self,
+        correction: ResidualCorrection,
+        cluster: int,
+        arm: int,
+        residual: float,
+        decision: Decision,
+        outcome: Outcome,
+        weight: float,
     ) -> None:
         """Correct all arms of a pool by one answer: the chosen one by its time, the others by what their drafters,
         scored on it, would have had accepted, relative to the chosen one's."""
@@ -158,7 +208,7 @@ class OnlineLearner:
         assert tau is not None
         accepted = scored.setdefault(arm, outcome.acceptance_length or tau[arm])
         for one, theirs in scored.items():
-            self.correction.update(
+            correction.update(
                 cluster, one, residual + math.log(accepted / tau[arm]) + math.log(tau[one] / theirs), weight
             )
 

@@ -1,8 +1,9 @@
 """Monitors acceptance by arm: an arm with a silently lost drafter is quarantined, then probed and readmitted."""
 
+import copy
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -21,6 +22,8 @@ _MIN_SEEN = 40
 _MIN_COLLAPSE_RATE, _MAX_COLLAPSE_RATE = 0.3, 0.98
 _MIN_GAIN = 0.05
 _HEALTHY_PROBES = 2
+MAX_ADAPTERS = 256
+"""Adapters of the target of which something is kept: those that answered last."""
 _OWN_WEIGHT, _OWN_ANSWERS, _MAX_OWN = 0.02, 10, 4096
 """Of an API key's own gain: weight of an answer, answers from which it is known, and the most that are kept."""
 
@@ -91,6 +94,8 @@ class AcceptanceMonitor:
 
     `evidence` sums log(1 / share of collapsed answers in the past) over a run of them. What one API key asks decides no
     test alone while others are answered, too.
+
+    Each adapter of the target has a monitor of its own, which begins with what is known of the target's drafts.
     """
 
     reason: ClassVar[str] = "quarantined"
@@ -106,9 +111,14 @@ class AcceptanceMonitor:
     ) -> None:
         """`on_event`: called with the event's kind, text, and arm."""
         self._config, self._clock, self._on_event = config or QuarantineConfig(), clock, on_event
+        self._by_adapter: OrderedDict[str, AcceptanceMonitor] = OrderedDict()
         self._arms = {arm: _ArmState(self._config.quarantine_s, KeyShares(clock)) for arm in arms}
         self.quarantined = 0
         self.suspects: set[str] = set()
+
+    def of(self, adapter: str) -> "AcceptanceMonitor":
+        """Return the monitor of an adapter; without answers of it, or without adapter (empty), that of the target."""
+        return self._by_adapter.get(adapter, self)
 
     def admits(self, arm: str, in_flight: int) -> bool:
         """True if an arm may take one more request: none in quarantine, two concurrent ones while probed."""
@@ -133,6 +143,8 @@ class AcceptanceMonitor:
         for arm_state in self._arms.values():
             arm_state.histories.clear()
             arm_state.evidence.clear()
+        for monitor in self._by_adapter.values():
+            monitor.reset_histories()
 
     def observe(
         self,
@@ -143,13 +155,17 @@ class AcceptanceMonitor:
         *,
         shadow: bool = False,
         key: str = "",
+        adapter: str = "",
     ) -> None:
         """Learn from one finished answer. Answers too short, or without an acceptance length, are skipped.
 
         `cluster`: of the request, by the policy; a change of clusters is no fault of an arm. `shadow`: no client waits
-        for it, so it may probe a quarantined arm at any time. `key`: name of its API key.
+        for it, so it may probe a quarantined arm at any time. `key`: name of its API key. `adapter`: that answered.
         """
         if not self._config.enabled or acceptance_length is None or (output_tokens or 0) < _MIN_TOKENS:
+            return
+        if adapter:
+            self._monitor_of(adapter).observe(arm, acceptance_length, output_tokens, cluster, shadow=shadow, key=key)
             return
         if arm not in self._arms:  # a drafter that an engine has, and its configuration lacks
             return
@@ -174,6 +190,21 @@ class AcceptanceMonitor:
             if several and arm_state.evidence.by_key.get(key, 0.0) > MAX_EVIDENCE * needed:
                 return  # what is no evidence any more does not become usual either
         history.update(gain, collapsed, weight)
+
+    def _monitor_of(self, adapter: str) -> "AcceptanceMonitor":
+        """The monitor of an adapter; a new one begins with a copy of the target's histories, quarantines included."""
+        if (found := self._by_adapter.get(adapter)) is None:
+
+            def on_event(kind: str, text: str, arm: str) -> None:
+                self.quarantined += kind == "arm_quarantined"
+                self._on_event(kind, f"adapter {adapter}: {text}", arm)
+
+            found = self._by_adapter[adapter] = AcceptanceMonitor([], self._config, self._clock, on_event)
+            found._arms, found.suspects = copy.deepcopy(self._arms), set(self.suspects)
+            if len(self._by_adapter) > MAX_ADAPTERS:
+                self._by_adapter.popitem(last=False)
+        self._by_adapter.move_to_end(adapter)
+        return found
 
     def _observe_probe(
         self, arm: str, arm_state: _ArmState, history: _History, collapsed: bool, shadow: bool, key: str

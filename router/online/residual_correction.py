@@ -37,6 +37,7 @@ class ResidualCorrection:
         self._prior = np.zeros(num_arms) if prior is None else np.asarray(prior)
         self._local, self._peers, self._total = np.zeros((3, 3, num_clusters, num_arms))
         self.answers = [0.0] * num_arms
+        self.shape = num_clusters, num_arms
 
     def update(self, cluster: int, arm: int, residual: float, weight: float = 1.0) -> None:
         """Add log(TPOT observed / predicted) of one answer. `weight`: of its API key, in (0, 1]."""
@@ -98,6 +99,17 @@ class ResidualCorrection:
                 total += found
         self._peers = total
         self._total = self._local + total
+
+
+class FurtherCorrection(ResidualCorrection):
+    """What answers show beyond another correction, for some of its requests."""
+
+    def __init__(self, config: CorrectionConfig, of: ResidualCorrection) -> None:
+        super().__init__(config, *of.shape)
+        self._of = of
+
+    def update(self, cluster: int, arm: int, residual: float, weight: float = 1.0) -> None:
+        super().update(cluster, arm, residual - self._of.residual(cluster, arm), weight)
 
 
 def _parse_state(state: Any) -> Floats | None:

@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from draftpick.engines.arms import NONE, drafter_of, engine_of
+from draftpick.engines.pool.forecast import MAX_WEIGHT
 from draftpick.engines.pool.forecast import Forecast as DrafterForecast
 from draftpick.engines.profile.profile import Profile
 from draftpick.router.config.sections import ExplorationConfig, Objective
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
 from draftpick.router.policies.neighbourhood import Clusters
-from draftpick.router.policies.pool_arms import MENDING_DEVIATION, shares_drafter
+from draftpick.router.policies.pool_arms import MENDING_DEVIATION, drafter_name, shares_drafter
 from draftpick.router.policies.shapes import Shapes
-from draftpick.router.types import Context, Decision, LoadTerms
+from draftpick.router.types import Accepted, Context, Decision, LoadTerms
 
 Probabilities = npt.NDArray[np.float64]
+_PREDICTED_WEIGHT = 8.0
+"""Drafts that a prediction is worth against what the last turns of a session accepted."""
 LoadOf = Callable[[Sequence[str]], LoadTerms | None]
 """Current effects of load on each of these arms; None: no engine has any load."""
 
@@ -34,7 +37,8 @@ class DecisionInput:
 
     `eligible`: names of arms, at least one. `explore`: maximum probability of exploration (see `exploration`).
     `load_of`: called by policies that use load. `may_explore_widely`: while levels of arms are unknown. `objective`: a
-    pool's.
+    pool's. `accepted`: in the last turns of the request's session, by drafter
+    (`draftpick.router.policies.pool_arms.drafter_name`). `adapter`: of the target that the request asks for, or empty.
     """
 
     context: Context | None
@@ -44,6 +48,8 @@ class DecisionInput:
     load_of: LoadOf | None = None
     may_explore_widely: bool = False
     objective: Objective = "throughput"
+    accepted: Mapping[str, Accepted] = field(default_factory=dict)
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +234,8 @@ class Policy(ABC):
         """
         is_eligible = [arm in given.eligible for arm in self.arms]
         load = given.load_of(self.arms) if given.load_of is not None and self.uses_load else None
+        if given.accepted and given.context is not None:
+            shifts = self._with_session(given.context, given.accepted, shifts)
         weighed, forecast = self.score(given.context, np.asarray(is_eligible), shifts, load)
         shares: list[float] = weighed.tolist()
         total = sum(shares)
@@ -247,7 +255,7 @@ class Policy(ABC):
             shares = apply_exploration(shares, explorable, explored_s, rate, given.exploration)
         index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
-        to_pool = self._pool_forecast(index, is_eligible, forecast, given.objective) if self.pools else None
+        to_pool = self._pool_forecast(index, is_eligible, forecast, given) if self.pools else None
         if forecast is None:
             return Decision(
                 self.arms[index], shares[index], probabilities, self.id, exploration_rate=rate, forecast=to_pool
@@ -303,8 +311,27 @@ class Policy(ABC):
         pool = next((pool for pool in self.pools if arm in pool), None)
         return arm if pool is None else min((i for i in pool if eligible[i]), key=seconds.__getitem__, default=arm)
 
+    def _with_session(self, context: Context, accepted: Mapping[str, Accepted], shifts: Shifts | None) -> Shifts | None:
+        """`shifts`, for this context, moved so that each arm is expected to have accepted what it is predicted to, and
+        what its drafter had in the last turns, by their weights. Its correction counts as one of acceptance, but for
+        that of a pool's steps without drafts."""
+        tau = self.tau(context)
+        if tau is None:
+            return shifts
+        row = [0.0] * len(self.arms) if shifts is None else list(shifts[self.cluster(context) % len(shifts)])
+        steps = [0.0] * len(row)
+        for pool in self.pools:
+            plain = next((i for i, drafter in pool.items() if drafter == NONE), None)
+            for i in pool:
+                steps[i] = 0.0 if plain is None else row[plain]
+        for i, arm in enumerate(self.arms):
+            if (seen := accepted.get(name := drafter_name(arm))) is not None and name != NONE:
+                expected = math.log(tau[i]) - (row[i] - steps[i])
+                row[i] -= seen.weight / (seen.weight + _PREDICTED_WEIGHT) * (seen.log_tau - expected)
+        return [row]
+
     def _pool_forecast(
-        self, arm: int, eligible: Sequence[bool], forecast: Forecast | None, objective: Objective
+        self, arm: int, eligible: Sequence[bool], forecast: Forecast | None, given: DecisionInput
     ) -> DrafterForecast | None:
         """What the pool of an arm is sent; None if the arm is of no pool. A drafter that is not eligible drafts nothing
         that is accepted."""
@@ -312,9 +339,13 @@ class Policy(ABC):
         if pool is None:
             return None
         if self.orders_drafters:
-            return DrafterForecast(objective=objective, only=pool[arm])
+            return DrafterForecast(objective=given.objective, only=pool[arm])
+        seen = {drafter: given.accepted[drafter] for drafter in pool.values() if drafter in given.accepted}
         if forecast is None or forecast.tau is None:
-            return DrafterForecast(objective=objective)
+            if not seen:
+                return DrafterForecast(objective=given.objective)
+            weight = max(one.weight for one in seen.values())
+            return DrafterForecast({name: math.exp(one.log_tau) for name, one in seen.items()}, weight, given.objective)
         tau, residual = forecast.tau, forecast.residual
         steps = next((i for i, drafter in pool.items() if drafter == NONE), arm)  # its correction is that of all steps
         expected = {
@@ -324,7 +355,8 @@ class Policy(ABC):
             for i, drafter in pool.items()
             if drafter != NONE
         }
-        return DrafterForecast(expected, forecast.weight, objective)
+        weight = forecast.weight + max((one.weight for one in seen.values()), default=0.0)
+        return DrafterForecast(expected, min(weight, MAX_WEIGHT), given.objective)
 
 
 def _sample_index(probabilities: Sequence[float], at: float) -> int:

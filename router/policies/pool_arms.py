@@ -52,16 +52,17 @@ def column_of(arm: str, known: Sequence[str]) -> int | None:
     """Index of the arm itself, or of one with the same drafter."""
     if arm in known:
         return known.index(arm)
-    drafters = [_drafter(one) for one in known]
-    return drafters.index(_drafter(arm)) if _drafter(arm) in drafters else None
+    drafters = [drafter_name(one) for one in known]
+    return drafters.index(drafter_name(arm)) if drafter_name(arm) in drafters else None
 
 
 def shares_drafter(arms: Sequence[str]) -> list[bool]:
     """Whether an arm is an engine of its own whose drafter, or lack of one, a pool has as well."""
-    pooled = {_drafter(arm) for arm in arms if drafter_of(arm) is not None}
-    return [drafter_of(arm) is None and _drafter(arm) in pooled for arm in arms]
+    pooled = {drafter_name(arm) for arm in arms if drafter_of(arm) is not None}
+    return [drafter_of(arm) is None and drafter_name(arm) in pooled for arm in arms]
 
 
-def _drafter(arm: str) -> str:
+def drafter_name(arm: str) -> str:
+    """The drafter of an arm: of an engine that is no pool, its own name, which is `none` for `plain`."""
     name = drafter_of(arm) or arm
     return NONE if name == _PLAIN else name

@@ -105,7 +105,9 @@ class ActivePolicies:
 
     def _decide_by(self, served: PolicyInService, given: DecisionInput, rng: np.random.Generator) -> Decision:
         online, levels = served.online, served.online.level_deviations if given.may_explore_widely else None
-        decision = served.policy.decide(given, rng, online.shifts, levels)
+        decision = served.policy.decide(
+            given, rng, online.shifts_of(given.adapter) if given.adapter else online.shifts, levels
+        )
         return (
             decision
             if online.safe_mode.arm is None
@@ -141,18 +143,19 @@ class ActivePolicies:
         in_flight: int,
         slowdown: float = 1.0,
         key: str = "",
+        adapter: str = "",
     ) -> None:
         """Let both policies learn from a finished answer, off the request's path.
 
         `cluster`: from `cluster`; `in_flight`: requests on its arm, including itself; `slowdown`: ratio by which load
-        lengthened its steps; `key`: name of its API key.
+        lengthened its steps; `key`: name of its API key; `adapter`: that answered.
         """
         for served in (self._active, self._candidate):
             if served is None:
                 continue
             if (own := served.own_prediction(context, decision)) is not None:
                 own_cluster = cluster if served is self._active else served.policy.cluster(context)
-                served.online.observe(own_cluster, own, outcome, in_flight, slowdown, key)
+                served.online.observe(own_cluster, own, outcome, in_flight, slowdown, key, adapter)
 
     def learners(self) -> list[tuple[str, OnlineLearner]]:
         """Learners of the policies in service, by id."""

@@ -78,7 +78,7 @@ class Abilities:
     """Abilities of the engines of a fleet.
 
     `differ`: engines serve other models, paths or context lengths; if not, only a request that asks for something needs
-    a look.
+    a look. `adapters`: models that are adapters of the target.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Abilities:
         self._partial: dict[str, frozenset[str]] = {}
         self._shortest: float = float("inf")
         self.differ = False
+        self.adapters: frozenset[str] = frozenset()
         catalog.on_change = self._read_catalog
         self._note()
 
@@ -106,6 +107,9 @@ class Abilities:
         """Note the models that some engines lack, and the shortest context if contexts differ."""
         models = self._catalog.models
         self._drafts |= self._catalog.drafts
+        self.adapters = frozenset(
+            name for cards in models.values() for name, card in cards.items() if card.get("parent")
+        )
         every = {name for cards in models.values() for name in cards}
         lacking = {name: frozenset(e for e, cards in models.items() if name not in cards) for name in every}
         self._partial = {name: engines for name, engines in lacking.items() if engines}
@@ -122,6 +126,10 @@ class Abilities:
         self._noted = set(drafted).union(*lacking, *(asks for _, asks in self._rejected))
         more = any(one.startswith(("/", _THE_MODEL)) for one in self._noted)
         self.differ = more or bool(self._partial) or self._shortest < float("inf")
+
+    def adapter(self, request: Request) -> str:
+        """The adapter that a request asks for, if an engine lists it; else empty."""
+        return request.model if request.model is not None and request.model in self.adapters else ""
 
     def unable(self, request: Request) -> Mapping[str, str]:
         """Reasons by engine that cannot take a request; none if no engine can, so that one says why."""

@@ -13,19 +13,20 @@ from draftpick.engines.replicas import Replica, ReplicaTable
 from draftpick.router import headers
 from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.config.sections import Objective
-from draftpick.router.errors import BadRequest, NoEngineAvailable, Overloaded
-from draftpick.router.load.health_signal import HealthSignal
+from draftpick.router.errors import BadRequest, NoEngineAvailable, Overloaded, RequestError
+from draftpick.router.load.health_signal import HealthSignal, signals_of
 from draftpick.router.load.load_model import LoadModel
 from draftpick.router.policies.base import DecisionInput
 from draftpick.router.policies.baselines import FixedPolicy
 from draftpick.router.registry.active_policy import ActivePolicies
 from draftpick.router.request.admission import Admission
 from draftpick.router.telemetry.metrics import Metrics
-from draftpick.router.types import Context, Decision
+from draftpick.router.types import Accepted, Context, Decision
 
 log = logging.getLogger("draftpick.router")
 
 _NOTHING: Mapping[str, int] = {}
+_NO_TURNS: Mapping[str, Accepted] = {}
 
 
 class DecisionMaker:
@@ -64,12 +65,14 @@ class DecisionMaker:
         unable: Collection[str] = (),
         generates: bool = True,
         preferred: Collection[str] = (),
+        accepted: Mapping[str, Accepted] = _NO_TURNS,
+        adapter: str = "",
     ) -> Decision:
         """Choose an arm with an available replica: if possible on none of the engines `failed`, never one of `tried`.
 
         `explore`: whether exploration is allowed; `cached_prefix`: see `ReplicaTable.pick`. `unable`: engines that
         cannot take the request. `generates`: False if no policy decides, since no text is generated. `preferred`:
-        engines from which a policy with features chooses if any of them is there.
+        engines from which a policy with features chooses if any is there. `accepted`, `adapter`: see `DecisionInput`.
 
         Raises `NoEngineAvailable`, `Overloaded` if all engines are full, `BadRequest` for an unknown pin.
         """
@@ -80,16 +83,14 @@ class DecisionMaker:
                 return self._pinned_decision(pin)
             explore = False
         if not arms:
-            if self._replicas.reachable():
-                raise Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
-            raise NoEngineAvailable("no engine is ready", code="no_engine")
+            raise self._nothing_left()
         if unable and pin is None:
             arms = [arm for arm in arms if engine_of(arm) not in unable]
             if not arms:
                 raise NoEngineAvailable("no engine that takes this request is ready", code="no_engine")
         if failed:
             arms = [arm for arm in arms if engine_of(arm) not in failed] or arms
-        eligible, fallback = self.healthy(arms)
+        eligible, fallback = self.healthy(arms, adapter)
         if fallback is not None:
             return self._fallback_decision(fallback, eligible, self._baseline)
         needs = self._active_policies.policy.featurizer
@@ -100,11 +101,11 @@ class DecisionMaker:
         loads = None
         if context is not None and self._config.load.enabled:
             loads = partial(self._load.terms_now, context=context, cached_prefix=cached_prefix, objective=objective)
-        most = self._config.exploration.max_in_flight
+        exploration, wanted = self._config.exploration, objective or self._objective
+        most = exploration.max_in_flight
         explore = explore and (most is None or self._admission.in_flight < most)
         rate = self._active_policies.explore if explore else 0.0
-        wanted = objective or self._objective
-        given = DecisionInput(context, eligible, rate, self._config.exploration, loads, rate > 0.0, wanted)
+        given = DecisionInput(context, eligible, rate, exploration, loads, rate > 0.0, wanted, accepted, adapter)
         try:
             decision = self._active_policies.decide(given, self._rng)
             return decision if pin is None else replace(decision, reason="pinned")
@@ -112,12 +113,17 @@ class DecisionMaker:
             log.exception("policy %s failed", self._active_policies.policy.id)
             return self._fallback_decision("policy_error", eligible)
 
-    def healthy(self, arms: list[str]) -> tuple[list[str], str | None]:
-        """Drop the arms that a health signal suspects, unless it suspects all of them.
+    def _nothing_left(self) -> RequestError:
+        if self._replicas.reachable():
+            return Overloaded("every engine is full", retry_after_s=self._admission.limits.retry_after_s)
+        return NoEngineAvailable("no engine is ready", code="no_engine")
+
+    def healthy(self, arms: list[str], adapter: str = "") -> tuple[list[str], str | None]:
+        """Drop the arms that a health signal suspects for an adapter, unless it suspects all of them.
 
         Also returns the reason of a fallback, if a signal with a `fallback` suspects all.
         """
-        for signal in self._health_signals:
+        for signal in signals_of(self._health_signals, adapter) if adapter else self._health_signals:
             if signal.suspects:
                 in_flight = self._replicas.in_flight()
                 admitted = [arm for arm in arms if arm not in signal.suspects or signal.admits(arm, in_flight[arm])]

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 from draftpick.engines.arms import engine_of
@@ -18,6 +18,7 @@ from draftpick.router.config.router_config import RouterConfig
 from draftpick.router.errors import BadRequest, EngineFailed, NoEngineAvailable, Overloaded, RequestError
 from draftpick.router.features.featurizer import Featurizer
 from draftpick.router.load.demand import Demand
+from draftpick.router.online.sessions import Sessions
 from draftpick.router.openai_request import Request, insert_engine_args
 from draftpick.router.request.ability import Abilities
 from draftpick.router.request.admission import Admission
@@ -36,7 +37,7 @@ from draftpick.router.request.verdict import CANCELLED, NO_REPLICA, RESUME_REJEC
 from draftpick.router.telemetry.logging import REQUEST_ID, request_ended
 from draftpick.router.telemetry.metrics import Metrics
 from draftpick.router.telemetry.tracing import Trace, Tracing
-from draftpick.router.types import Attempt, Context, Outcome
+from draftpick.router.types import Accepted, Attempt, Context, Outcome
 
 log = logging.getLogger("draftpick.router")
 
@@ -45,6 +46,7 @@ _MAX_HOLDERS = 16
 """Replicas that are asked for a stored response of unknown place."""
 _NO_ARGS_S = 600.0
 """For how long an engine that rejected what the router adds to `vllm_xargs` is sent none of it."""
+_NOTHING: Mapping[str, Accepted] = {}
 
 
 Send = Callable[[RequestState, Lease, ResponseSink, Meter, float | None], Awaitable[Verdict]]
@@ -68,6 +70,7 @@ class Dispatcher:
         metrics: Metrics,
         abilities: Abilities,
         predictions: Predictions,
+        sessions: Sessions,
         on_attempt_end: Callable[[Attempt], None],
         featurizer: Featurizer | None = None,
         tracing: Tracing | None = None,
@@ -77,6 +80,7 @@ class Dispatcher:
         self._demand, self._shadow, self._metrics, self._on_attempt_end = demand, shadow, metrics, on_attempt_end
         self._tracing, self._logs = tracing, config.logs.access_log
         self._abilities, self._responses, self.predictions = abilities, StoredResponses(), predictions
+        self.sessions = sessions
         self.timeouts = Timeouts(replicas, client.response_timeout_s)
         self._no_args_until: dict[str, float] = {}
 
@@ -136,6 +140,8 @@ class Dispatcher:
         state.context = await self.featurize(request)
         if not self.replicas.reachable():
             await self._wait_for_engine(state.client_request)
+        if self._abilities.adapters:
+            state.adapter = self._abilities.adapter(request)
         if request.asks or self._abilities.differ:
             state.unable = self._abilities.unable(request)
         if request.state_id is not None:
@@ -143,6 +149,9 @@ class Dispatcher:
         state.prefix = self.prefixes.hashes(request.body)
         if state.prefix:
             state.cached_prefix = self.prefixes.lookup(state.prefix, state.client_request.key)
+        if (name := state.client_request.session or request.session) is not None and request.generates:
+            begun = self.sessions.begin(name, state.client_request.key, request, state.cached_prefix)
+            state.session, state.turn, state.cached_prefix = begun
         self._make_decision(state)
         if trace is not None:
             trace.decision_made(state.decision)
@@ -182,6 +191,8 @@ class Dispatcher:
             unable=state.unable,
             generates=client_request.request.generates,
             preferred=self.predictions.engines(client_request.key) if predicted else (),
+            accepted=state.session.accepted if state.session is not None else _NOTHING,
+            adapter=state.adapter,
         )
         if predicted and decision.forecast is not None:
             forecast = self.predictions.forecast(decision.arm, decision.forecast, client_request.key)
@@ -210,6 +221,8 @@ class Dispatcher:
             context = state.context
             mode = context.sampled + context.truncated if context is not None else GREEDY
             with self.replicas.lease(decision.arm, state.tried, state.cached_prefix, mode) as lease:
+                if state.session is not None and state.turn is not None:
+                    state.turn = state.session.placed(state.turn, lease.replica.url, self.replicas, state.tried)
                 state.tried.add(lease.replica)
                 tpot_s = lease.replica.tpot_s
                 if state.prefix:
@@ -221,6 +234,8 @@ class Dispatcher:
                 if request.prediction is not None:
                     outcome = meter.with_prediction(outcome)
                     self.predictions.observe(outcome, client_request.key)
+                if state.session is not None and verdict.status == "ok":
+                    state.session.observe(request, lease.replica.url, decision.arm, outcome)
                 running = self._report_health(state, lease, verdict, outcome)
         except EngineUnavailable:
             verdict = NO_REPLICA
@@ -332,6 +347,8 @@ class Dispatcher:
             None if cluster is None else (decision.policy, cluster),
             id=client_request.id,
             key=client_request.key,
+            turn=state.turn,
+            adapter=state.adapter,
         )
         self._on_attempt_end(state.last)
         if state.trace is not None:
@@ -441,7 +458,12 @@ class Dispatcher:
         while verdict.retry and self._can_resume(state):
             state.failed.add(engine_of(state.decision.arm))
             decision = self.decide(
-                state.context, failed=state.failed, tried=state.tried, explore=False, unable=state.unable
+                state.context,
+                failed=state.failed,
+                tried=state.tried,
+                explore=False,
+                unable=state.unable,
+                adapter=state.adapter,
             )
             state.decision = replace(decision, reason="resumed")
             state.number += 1

@@ -28,13 +28,16 @@ class AttemptLearning:
         weight = self._keys[decision.arm].observe(attempt.key)
         self._load.observe(decision.arm, attempt.context, outcome, attempt.running, weight)
         shadow, cluster = decision.reason == "shadow", attempt.cluster[1] if attempt.cluster else 0
-        watch, key = self._acceptance_monitor.observe, attempt.key
+        watch, key, adapter = self._acceptance_monitor.observe, attempt.key, attempt.adapter
         if outcome.drafters is None:
-            watch(decision.arm, outcome.acceptance_length, outcome.output_tokens, cluster, shadow=shadow, key=key)
+            tau, tokens = outcome.acceptance_length, outcome.output_tokens
+            watch(decision.arm, tau, tokens, cluster, shadow=shadow, key=key, adapter=adapter)
         else:
             for arm, tau, tokens in acceptance_by_arm(decision.arm, outcome):
-                watch(arm, tau, tokens, cluster, shadow=shadow, key=key)
+                watch(arm, tau, tokens, cluster, shadow=shadow, key=key, adapter=adapter)
         if shadow or decision.reason == "policy":
             slowdown = self._load.slowdown(decision.arm, attempt.context, attempt.running)
             in_flight = attempt.in_flight[decision.arm] + 1
-            self._active_policies.observe(attempt.context, cluster, decision, outcome, in_flight, slowdown, attempt.key)
+            self._active_policies.observe(
+                attempt.context, cluster, decision, outcome, in_flight, slowdown, key, adapter
+            )

@@ -8,7 +8,7 @@ from io import BytesIO
 from draftpick.engines.errors import StreamInterrupted
 from draftpick.engines.http.client import EngineResponse
 from draftpick.engines.http.inflate import Inflate
-from draftpick.router.headers import ARM, ATTEMPTS, CLIENT_REQUEST_ID, POLICY, REQUEST_ID
+from draftpick.router.headers import ARM, ATTEMPTS, CLIENT_REQUEST_ID, POLICY, REQUEST_ID, SESSION
 from draftpick.router.openai_request import RESPONSES, TERMINATED_PATHS
 from draftpick.router.request.api_forms import CONTENT, body_as_event, error_status, read_error_event, told_error
 from draftpick.router.request.forwarded_headers import headers_for_client
@@ -80,6 +80,8 @@ class Relay:
         self._headers += ((REQUEST_ID, request_id), (CLIENT_REQUEST_ID, request_id), (ATTEMPTS, str(state.number)))
         if state.client_request.show_routing:
             self._headers += ((ARM, state.decision.arm), (POLICY, state.decision.policy))
+        if state.turn is not None:
+            self._headers += ((SESSION, state.turn.placement),)
         if answer.status < 400 and kind.startswith("text/event-stream"):
             return await self._send_events()
         return await self._send_complete()

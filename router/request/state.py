@@ -9,11 +9,12 @@ from draftpick.engines.http.client import Headers
 from draftpick.engines.replicas import Lease, Replica
 from draftpick.router.config.sections import Objective
 from draftpick.router.errors import TimedOut
+from draftpick.router.online.sessions import Session
 from draftpick.router.openai_request import Request
 from draftpick.router.request.ability import Rejection
 from draftpick.router.request.stream_resume import StreamResume
 from draftpick.router.telemetry.tracing import Trace
-from draftpick.router.types import Attempt, Context, Decision
+from draftpick.router.types import Attempt, Context, Decision, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class ClientRequest:
     the same. `key`: name of its API key, empty if all requests have one key; `explore`: whether exploration is allowed;
     `objective`: overrides the configured one; `show_routing`: whether the client is told the engine and the policy;
     `count_tokens`: called with the tokens of its answer at its end. `authorized`: the router has read its key, so that
-    what an engine says of keys is not meant for it.
+    what an engine says of keys is not meant for it. `session`: its name in the header, which counts before one in the
+    body.
     """
 
     request: Request
@@ -44,6 +46,7 @@ class ClientRequest:
     show_routing: bool = True
     count_tokens: Callable[[int], None] | None = None
     authorized: bool = False
+    session: str | None = None
 
     def remaining_s(self) -> float | None:
         """Seconds to the deadline, if any. Raises `TimedOut` if it has passed."""
@@ -84,7 +87,8 @@ class RequestState:
     `num_tokens`: prompt and output tokens of the attempts that answered. `retry_until`: time at which retries end, set
     by the first. `failed`: engines, and `tried`: replicas of earlier attempts. `doubts`: replicas that failed, unless
     the request is at fault. `unable`: reasons by engine that cannot take it; `rejections`: what engines said so.
-    `outside`: replicas that the request may not use.
+    `outside`: replicas that the request may not use. `session`, `turn`: None without a session. `adapter`: of
+    the target that it asks for.
     """
 
     client_request: ClientRequest
@@ -109,6 +113,9 @@ class RequestState:
     unable: Mapping[str, str] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     outside: frozenset[Replica] = frozenset()
+    session: Session | None = None
+    turn: Turn | None = None
+    adapter: str = ""
 
     def forget_tried(self) -> None:
         """Let all replicas be tried again, but those `outside` of what the request may use."""

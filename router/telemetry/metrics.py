@@ -21,7 +21,7 @@ from draftpick.engines.arms import drafter_of, engine_of, pool_arm
 from draftpick.engines.pool.report import DrafterReport
 from draftpick.router.errors import RequestError
 from draftpick.router.online.events import Event
-from draftpick.router.types import Attempt, Decision, Fault, Outcome, Reason, Status, ignores_forecast
+from draftpick.router.types import Attempt, Decision, Fault, Outcome, Placement, Reason, Status, ignores_forecast
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -320,6 +320,14 @@ METRICS: tuple[CountedMetric | AnswerMetric, ...] = (
         read=lambda m: m.prediction_tokens.items(),
     ),
     CountedMetric(
+        "draftpick_session_turns_total",
+        "counter",
+        "Answered turns of sessions: at the replica of the last turn (kept), at another one (moved), at another one "
+        "since that was gone (fresh), or first ones (new).",
+        ("placement",),
+        read=lambda m: (((placement,), n) for placement, n in m.session_turns.items()),
+    ),
+    CountedMetric(
         "draftpick_ignored_forecasts_total",
         "counter",
         "Forecasts of drafters that an engine ignored (its answer reports none) or rejected: it lacks our plugin.",
@@ -402,6 +410,7 @@ class Metrics:
             arm: dict.fromkeys(_DRAFTER_FIELDS, 0) for arm in self.arms if drafter_of(arm) is not None
         }
         self.prediction_tokens: Counter[tuple[str, str]] = Counter()
+        self.session_turns: dict[Placement, int] = dict.fromkeys(get_args(Placement), 0)
         self.ignored_forecasts: Counter[str] = Counter(dict.fromkeys(map(engine_of, self.drafters), 0))
 
     def attempts(self) -> dict[Status, int]:
@@ -433,6 +442,8 @@ class Metrics:
             arm.explored += decision.propensity < max(decision.probabilities.values())
         if status == "ok":
             self._observe_answer(arm, decision, outcome)
+            if attempt.turn is not None:
+                self.session_turns[attempt.turn.placement] += 1
             if outcome.prediction is not None:
                 self.prediction_tokens[decision.arm, "accepted"] += outcome.prediction.accepted
                 self.prediction_tokens[decision.arm, "rejected"] += outcome.prediction.rejected

@@ -82,6 +82,14 @@ def test_ask_prints_the_answer_and_who_gave_it(mock_url: str) -> None:
         assert "chosen by uniform" in done.stderr
 
 
+def test_ask_says_what_the_turn_of_a_session_found(mock_url: str) -> None:
+    turns = [run("ask", "And then?", "--url", mock_url, "--session", "story-1") for _ in range(2)]
+    assert [done.returncode for done in turns] == [0, 0], turns[-1].stderr
+    assert turns[0].stderr.strip().endswith(", session new")
+    malformed = run("ask", "And then?", "--url", mock_url, "--session", "a story")
+    assert (malformed.returncode, "400 invalid_request_error" in malformed.stderr) == (1, True)
+
+
 def test_ask_says_what_was_refused(mock_url: str) -> None:
     done = run("ask", "hello", "--url", mock_url, "--timeout", "0.000001")
     assert (done.returncode, done.stdout) == (1, "")

@@ -327,7 +327,7 @@ async def test_it_tells_all_and_sends_and_counts_nothing(router_app: StartRouter
     told = await explanation(app)
     assert set(told) == {
         *("arm", "propensity", "probabilities", "policy", "reason", "tipped", "objective", "output_tokens", "kind"),
-        *("neighbours", "far", "arms", "forecast"),
+        *("neighbours", "far", "arms", "forecast", "adapter"),
     }
     row = {"arm": "plain", "probability": 0.5, "eligible": True, "predicted": None}
     assert told["arms"][0] == {**row, **asdict(EngineStatus(1, 0, 0, breakers={"closed": 1}))}

@@ -12,6 +12,7 @@ import pytest
 
 from draftpick.engines.replicas import Lease, ReplicaTable
 from draftpick.router.errors import BadRequest, EngineFailed, Overloaded, TimedOut
+from draftpick.router.online.sessions import Sessions
 from draftpick.router.openai_request import Request
 from draftpick.router.request.ability import Rejection
 from draftpick.router.request.dispatcher import Dispatcher, _count_tokens
@@ -52,7 +53,7 @@ class World:
             "replicas": self.table, "client": SimpleNamespace(response_timeout_s=LIMITS), "decide": self._decide,
             "admission": admission, "prefixes": self.prefixes, "demand": self.demand, "shadow": None,
             "metrics": self.metrics, "abilities": abilities, "on_attempt_end": self.attempts.append,
-            "predictions": Predictions({}),
+            "predictions": Predictions({}), "sessions": Sessions(),
         }  # fmt: skip
         self.dispatcher = Dispatcher(self.config, **parts)  # type: ignore[arg-type]
         self.decided = list[dict[str, Any]]()

@@ -180,7 +180,7 @@ class Observed:
 OUTCOME = Outcome("ok", 200, tpot_s=0.01, output_tokens=20, acceptance_length=2.0)
 ATTEMPT = Attempt(
     "r", 1, "/v1/completions", True, {}, None, Decision("a", 1.0, {"a": 1.0, "b": 0.0}, "p"), OUTCOME,
-    {"a": 3, "b": 5}, running=2.5, cluster=("p", 7), key="k",
+    {"a": 3, "b": 5}, running=2.5, cluster=("p", 7), key="k", adapter="sql",
 )  # fmt: skip
 
 
@@ -189,8 +189,8 @@ async def test_an_answer_teaches_load_acceptance_and_the_policy() -> None:
     observed.learning.on_attempt_end(ATTEMPT)
     assert observed.calls == {
         "load": [("a", None, OUTCOME, 2.5, 1.0)],
-        "drafts": [("a", 2.0, 20, 7, False, "k")],
-        "policies": [(None, 7, ATTEMPT.decision, OUTCOME, 4, 1.5, "k")],  # four in flight, with itself
+        "drafts": [("a", 2.0, 20, 7, False, "k", "sql")],
+        "policies": [(None, 7, ATTEMPT.decision, OUTCOME, 4, 1.5, "k", "sql")],  # four in flight, with itself
     }
 
 
@@ -208,7 +208,7 @@ async def test_a_policy_learns_from_its_own_draws_and_from_shadows(reason: Any, 
     observed = Observed()
     observed.learning.on_attempt_end(replace(ATTEMPT, decision=replace(ATTEMPT.decision, reason=reason), cluster=None))
     assert [len(calls) for calls in observed.calls.values()] == [1, 1, teaches]
-    assert observed.calls["drafts"] == [("a", 2.0, 20, 0, shadow, "k")]
+    assert observed.calls["drafts"] == [("a", 2.0, 20, 0, shadow, "k", "sql")]
 
 
 @pytest.mark.parametrize(("n", "kept"), [(1.0, True), (2.0, False)])
@@ -225,7 +225,7 @@ async def test_an_answer_of_a_pool_teaches_of_every_drafter_that_was_scored() ->
     decision = Decision("pool/x", 1.0, {"pool/x": 1.0}, "p")
     outcome = replace(OUTCOME, drafters=reports)
     observed.learning.on_attempt_end(replace(ATTEMPT, decision=decision, outcome=outcome, in_flight={"pool/x": 0}))
-    assert observed.calls["drafts"] == [("pool/x", 3.0, 9, 7, False, "k")]
+    assert observed.calls["drafts"] == [("pool/x", 3.0, 9, 7, False, "k", "sql")]
 
 
 async def test_a_key_with_most_answers_of_an_arm_counts_less() -> None:
