@@ -289,9 +289,11 @@ class Policy(ABC):
                 left[arm] = arm == kept
         return left
 
-    def _seconds_beside_pools(self, eligible: Sequence[bool], seconds: Sequence[float] | None) -> Sequence[float] | None:
-        """`seconds` by which narrow exploration weighs the arms: infinite, which leaves the least share, for an engine whose
-        drafter an eligible pool has. The pool scores that drafter on every request."""
+    def _seconds_beside_pools(
+        self, eligible: Sequence[bool], seconds: Sequence[float] | None
+    ) -> Sequence[float] | None:
+        """`seconds` by which narrow exploration weighs the arms: infinite, which leaves the least share, for an engine
+        whose drafter an eligible pool has. The pool scores that drafter on every request."""
         if seconds is None or not any(eligible[arm] for pool in self.pools for arm in pool):
             return seconds
         return [math.inf if shared else one for one, shared in zip(seconds, self._shares_drafter, strict=True)]

@@ -157,7 +157,7 @@ def figures_of(result: Evaluation, name: str, plain: str) -> dict[str, Interval]
 
 
 def worst_by_chance(measured: Sequence[Measurement], best: str, draws: int = 2000) -> Interval:
-    """What `worst_kind_vs_best_fixed` would be were all kinds alike: median and 5 to 95 %, kinds shuffled over requests."""
+    """What `worst_kind_vs_best_fixed` would be were all kinds alike: median and 5 to 95 % of permutations of kinds."""
     times = matrix(Dataset(tuple(measured)), [best, POLICY])
     kinds, numbers = np.unique(times.kinds, return_inverse=True)
     enough, rng = np.bincount(numbers) >= FEW, np.random.default_rng(SEED)

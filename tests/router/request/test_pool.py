@@ -143,7 +143,9 @@ async def test_a_record_holds_the_forecast_and_what_every_drafter_did(router_app
 
 
 async def test_what_a_pool_scores_on_every_request_is_not_explored(router_app: StartRouter) -> None:
-    app = await started(router_app, policy(ngram=1.0, math=1.25), exploration={"rate": 0.5, "min_probability": 0.01}, online=FIXED)
+    app = await started(
+        router_app, policy(ngram=1.0, math=1.25), exploration={"rate": 0.5, "min_probability": 0.01}, online=FIXED
+    )
     await app.post()
     (record,) = await app.records(1)
     shares = record.decision.probabilities
