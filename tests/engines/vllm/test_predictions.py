@@ -35,7 +35,7 @@ WRONG = (
     "Subject: minutes of the meeting of 4 May. 1. Budget: 12,500 dollars were granted. 2. Any other business: none. "
     * 3
 )
-TOKENS = 64
+TOKENS = 40
 
 
 def test_vllm_s_functions_are_those_that_predictions_were_written_for() -> None:
