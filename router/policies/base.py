@@ -20,7 +20,7 @@ from draftpick.router.config.sections import ExplorationConfig, Objective
 from draftpick.router.features.lexical import stored_context
 from draftpick.router.policies.exploration import apply_exploration, apply_wide_exploration
 from draftpick.router.policies.neighbourhood import Clusters
-from draftpick.router.policies.pool_arms import MENDING_DEVIATION, drafter_name
+from draftpick.router.policies.pool_arms import MENDING_DEVIATION, drafter_name, shares_drafter
 from draftpick.router.policies.shapes import Shapes
 from draftpick.router.types import Accepted, Context, Decision, LoadTerms
 
@@ -251,7 +251,8 @@ class Policy(ABC):
         if wide is not None:
             shares, rate = wide, given.exploration.wide_rate
         elif rate:
-            shares = apply_exploration(shares, explorable, seconds, rate, given.exploration)
+            explored_s = self._seconds_beside_pools(is_eligible, seconds) if self.pools else seconds
+            shares = apply_exploration(shares, explorable, explored_s, rate, given.exploration)
         index = _sample_index(shares, rng.random())
         probabilities = dict(zip(self.arms, shares, strict=True))
         to_pool = self._pool_forecast(index, is_eligible, forecast, given) if self.pools else None
@@ -287,6 +288,19 @@ class Policy(ABC):
             for arm in arms:
                 left[arm] = arm == kept
         return left
+
+    def _seconds_beside_pools(
+        self, eligible: Sequence[bool], seconds: Sequence[float] | None
+    ) -> Sequence[float] | None:
+        """`seconds` by which narrow exploration weighs the arms: infinite, which leaves the least share, for an engine
+        whose drafter an eligible pool has. The pool scores that drafter on every request."""
+        if seconds is None or not any(eligible[arm] for pool in self.pools for arm in pool):
+            return seconds
+        return [math.inf if shared else one for one, shared in zip(seconds, self._shares_drafter, strict=True)]
+
+    @cached_property
+    def _shares_drafter(self) -> Sequence[bool]:
+        return shares_drafter(self.arms)
 
     def beyond_pool(self, default: int) -> list[float]:
         """How far an arm must be faster than the pool of `default` beyond what it is predicted, as a logarithm, [arms]:

@@ -12,6 +12,7 @@ figure is that of the router's first requests, `NAME/cold_vs_plain`. A pool is o
 import argparse
 import asyncio
 import hashlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,16 +23,19 @@ from random import Random
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import numpy as np
+
 from draftpick.deploy.config import resolve
 from draftpick.deploy.console import out, progress_bar
 from draftpick.deploy.launch.ray_serve import running
-from draftpick.deploy.workflows.demo import judge_routed, routed_tasks, show
+from draftpick.deploy.workflows.demo import POLICY, judge_routed, routed_tasks, show
 from draftpick.deploy.workflows.prepare_models import prepare_models
 from draftpick.deploy.workflows.results import merge_into, write
 from draftpick.engines.cache_dir import cache_dir
 from draftpick.engines.profile import cache as profile_cache
 from draftpick.policy_training.data.collect import measure, pinned_tasks
-from draftpick.policy_training.data.dataset import Measurement, load, save
+from draftpick.policy_training.data.dataset import Dataset, Measurement, load, save
+from draftpick.policy_training.data.matrix import matrix
 from draftpick.policy_training.evaluation.evaluate import Evaluation, Interval
 from draftpick.policy_training.workloads import SAMPLED_TEMPERATURE, Prompt, interleaved, read_file
 from draftpick.policy_training.workloads.splits import Split
@@ -74,6 +78,7 @@ def main() -> None:
         singles = [engine.name for engine in fleet.engines if not engine.drafters]
         against, _ = judge_routed(measured, singles, fleet.router.default_engine, SEED)
         figures[f"{args.name}/routed_vs_best_single"] = against.policy_vs_best_fixed
+        figures[f"{args.name}/worst_kind_by_chance"] = worst_by_chance(measured, result.best_fixed)
         if args.cold:
             merge_into(args.json_file, {f"{args.name}/cold_vs_plain": result.policy_vs_plain})
             return
@@ -149,6 +154,22 @@ def figures_of(result: Evaluation, name: str, plain: str) -> dict[str, Interval]
         figures[f"{kind}/routed_vs_best_fixed"] = one.policy_vs_best_fixed
         figures[f"{kind}/routed_vs_plain"] = one.policy_vs_plain
     return {f"{name}/{key}": figure for key, figure in figures.items()}
+
+
+def worst_by_chance(measured: Sequence[Measurement], best: str, draws: int = 2000) -> Interval:
+    """`worst_kind_vs_best_fixed`, were all kinds alike: median, 5 to 95 %, kinds shuffled over requests."""
+    times = matrix(Dataset(tuple(measured)), [best, POLICY])
+    kinds, numbers = np.unique(times.kinds, return_inverse=True)
+    enough, rng = np.bincount(numbers) >= FEW, np.random.default_rng(SEED)
+    if not enough.any():
+        return Interval(math.nan, math.nan, math.nan)
+    lowest_ratios = []
+    for _ in range(draws):
+        shuffled = rng.permutation(numbers)
+        best_s, routed_s = (np.bincount(shuffled, seconds, len(kinds))[enough] for seconds in times.time_s.T)
+        lowest_ratios.append((best_s / routed_s).min())
+    low, middle, high = np.quantile(lowest_ratios, (0.05, 0.5, 0.95))
+    return Interval(float(middle), float(low), float(high))
 
 
 def lowest(found: Sequence[Interval]) -> Interval:
