@@ -187,8 +187,8 @@ def _key_digest(key: str) -> str:
 
 
 def encode(record: Record) -> bytes:
-    """One line of JSON, with its newline."""
-    fields = {name: getattr(record, name) for name in _FIELDS}
+    """One line of JSON, with its newline; without the fields of sessions and adapters where there are none."""
+    fields = {name: value for name in _FIELDS if (value := getattr(record, name)) or name not in ("turn", "adapter")}
     if (context := record.context) is not None:  # the vector contains all other fields of a context
         fields["context"] = {"vector": context.vector, "featurizer": context.featurizer}
     return orjson.dumps(fields, default=_vector, option=orjson.OPT_APPEND_NEWLINE)

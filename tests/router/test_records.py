@@ -31,7 +31,7 @@ from draftpick.router.records import (
     read,
     repair,
 )
-from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome, Record
+from draftpick.router.types import Attempt, Context, Decision, LoadTerms, Outcome, Record, Turn
 from tests.fleet import until
 from tests.router.config.test_former_fields import upgrading
 
@@ -124,7 +124,11 @@ def test_a_line_is_one_json_object_of_schema_2_without_any_prompt() -> None:
     assert fields["schema"] == 2
     assert fields["decision"]["probabilities"] == {"a": 1.0}
     assert fields["context"] == {"vector": "AAAAPwAAgL8=", "featurizer": "lexical"}
-    assert set(fields) == set(Record.__slots__)
+    optional = {"turn": Turn("0a1b", 2, "kept", 1, after_tool=True), "adapter": "sql"}  # short lines without them
+    assert set(fields) == set(Record.__slots__) - set(optional)
+    line = encode(replace(record(), **optional))  # type: ignore[arg-type]
+    assert set(json.loads(line)) == set(Record.__slots__)
+    assert {name: getattr(decode(line), name) for name in optional} == optional
     assert not {"text", "body", "prompt", "messages"} & set(fields)
 
 
