@@ -133,15 +133,15 @@ class DecisionMaker:
         return arms, None
 
     def fallbacks(
-        self, decision: Decision, tried: Collection[Replica], unable: Collection[str], most: int
+        self, decision: Decision, tried: Collection[Replica], unable: Collection[str], adapter: str, most: int
     ) -> list[tuple[str, Replica]]:
         """Where a gateway may send a request next, if the chosen engine fails: other replicas, the best first, each
-        with its engine. `tried`, `unable`: see `__call__`."""
+        with its engine. `tried`, `unable`, `adapter`: see `__call__`."""
         left, found = set(tried), list[tuple[str, Replica]]()
         predicted = decision.predicted_tpot_s
         cost = [-p for p in decision.probabilities.values()] if predicted is None else predicted
         others = [arm for _, arm in sorted(zip(cost, decision.probabilities, strict=True))]
-        eligible, _ = self.healthy(self._replicas.eligible(left))
+        eligible, _ = self.healthy(self._replicas.eligible(left), adapter)
         for arm in (decision.arm, *others):
             able = arm in eligible and engine_of(arm) not in unable
             if len(found) < most and able and (replica := self._replicas.pick(arm, left)) is not None:
