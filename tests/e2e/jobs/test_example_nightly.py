@@ -12,9 +12,9 @@ from tests.policy_training.retraining.test_pipeline import log, put
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return put(tmp_path_factory.mktemp("records") / "records", log(range(2400)))
+@pytest.fixture
+def records(tmp_path: Path) -> str:
+    return put(tmp_path / "records", log(range(2400)))
 
 
 def nightly(*arguments: str) -> tuple[int, str]:
@@ -24,22 +24,16 @@ def nightly(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_nights_here(records: str, tmp_path: Path) -> None:
+def test_nights_on_a_cluster_and_here(dashboard: str, records: str, tmp_path: Path) -> None:
     registry = tmp_path / "registry"
     places = ["--records", records, "--registry", str(registry)]
-    assert nightly(*places) == (0, "p0001 is active: it is the first policy of its registry\n")
+    first = nightly(*places, "--cluster", dashboard)
+    assert first == (0, "p0001 is active: it is the first policy of its registry\n")
     code, said = nightly(*places)  # no better than the first
     assert (code, said.split(":")[0]) == (0, "p0002 is rejected, the active policy stays")
     assert Registry(registry).state().active == "p0001"
     code, said = nightly(*places, "--no-require-significance")  # which leaves the proof to live traffic
     assert (code, said.split(":")[0]) == (0, "p0003 is a candidate")
-
-
-def test_a_night_on_a_cluster(dashboard: str, records: str, tmp_path: Path) -> None:
-    places = ["--records", records, "--registry", str(tmp_path / "registry"), "--cluster", dashboard]
-    assert nightly(*places) == (0, "p0001 is active: it is the first policy of its registry\n")
-    code, said = nightly(*places)
-    assert (code, said.split(":")[0]) == (0, "p0002 is rejected, the active policy stays")
 
 
 def test_a_failed_night_is_tried_again_and_wrong_usage_is_not(tmp_path: Path) -> None:

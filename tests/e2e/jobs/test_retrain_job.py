@@ -8,7 +8,7 @@ import pytest
 
 from draftpick.policy_training.data.record_store import RecordStore
 from draftpick.router.registry.registry import Registry
-from tests.policy_training.retraining.test_pipeline import log, put
+from tests.policy_training.retraining.test_pipeline import log, put, trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -25,14 +25,13 @@ def retrain(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_runs_as_a_job_and_its_exit_code_comes_back(dashboard: str, records: str, tmp_path: Path) -> None:
-    registry = tmp_path / "registry"
-    arguments = ["--records", records, "--registry", str(registry), "--submit", dashboard]
-    first = retrain(*arguments)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert Registry(registry).state().active == "p0001"
-    assert retrain(*arguments).returncode == 3  # no better than the first: refused
-    assert Registry(registry).state().policies["p0002"].stage == "refused"
-    assert retrain("--records", str(tmp_path / "nothing"), *arguments[2:]).returncode == 1
+    """A job that succeeds is the first night of `test_example_nightly`."""
+    registry = Registry(tmp_path / "registry")
+    trained(tmp_path, log(range(2400)))
+    places = ["--registry", str(registry.path), "--submit", dashboard]
+    assert retrain("--records", records, *places).returncode == 3  # no better than the first: refused
+    assert registry.state().policies["p0002"].stage == "refused"
+    assert retrain("--records", str(tmp_path / "nothing"), *places).returncode == 1
 
 
 def test_ray_data_reads_the_same_records(dashboard: str, records: str) -> None:
