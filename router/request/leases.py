@@ -193,9 +193,7 @@ class Leases:
         headers = client_request.headers
         if state.trace is not None:
             headers = state.trace.attempt_started(decision, state.number, headers, redact_userinfo(replica.url))
-        others = self._dispatcher.decide.fallbacks(
-            decision, state.tried, state.unable, state.adapter, _MAX_FALLBACKS
-        )
+        others = self._dispatcher.decide.fallbacks(decision, state.tried, state.unable, state.adapter, _MAX_FALLBACKS)
         places = [(engine_of(decision.arm), replica), *others]
         addresses = [
             Address(engine, redact_userinfo(one.url), self._headers(client_request, headers, number))

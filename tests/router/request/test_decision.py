@@ -249,7 +249,7 @@ def fallbacks(
     decision = Decision("a", 0.6, {"a": 0.6, "b": 0.1, "c": 0.3}, "p", predicted_tpot_s=times)
     everywhere = [replica for there in made.table.by_arm.values() for replica in there]
     sent = {one for one in everywhere if one.url.removeprefix("http://") in tried.split()}
-    found = made.decide.fallbacks(decision, sent, unable, most)
+    found = made.decide.fallbacks(decision, sent, unable, "", most)
     assert len(sent) == len(tried.split())
     hosts = [replica.url.removeprefix("http://") for _, replica in found]
     assert all(host.startswith(engine) for host, (engine, _) in zip(hosts, found, strict=True))
