@@ -24,7 +24,7 @@ def test_a_bomb_comes_in_slices() -> None:
     assert (sum(sizes), max(sizes)) == (10 * MIB, MIB)
 
 
-@pytest.mark.parametrize("damage", [b"no", gzip.compress(b"x") + b"junk"])
+@pytest.mark.parametrize("damage", [b"no", gzip.compress(b"x") + b"junk"], ids=["no stream", "bytes after it"])
 def test_what_is_not_compressed_is_an_error(damage: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         list(Inflate().feed(damage))
