@@ -26,7 +26,7 @@ from draftpick.router.types import Context, Decision, Outcome, Record, Vector, a
 KIND = "traffic"
 _MIN_ANSWERS = 20
 """Minimum requests per arm for a prediction without a prior policy."""
-_LEAST_S = 1e-9
+_LEAST = 1e-9
 _MAX_WEIGHT = 10.0
 _PRIOR = 10.0
 
@@ -136,8 +136,8 @@ def _is_possible(outcome: Outcome) -> bool:
     """True if an answer can have these figures: those of earlier versions, and damaged ones, may be any."""
     tau, prompt = outcome.acceptance_length, outcome.prompt_tokens
     return (
-        None not in (to_figure(outcome.tpot_s, _LEAST_S), to_figure(outcome.ttft_s), to_count(outcome.output_tokens))
-        and (tau is None or to_figure(tau, 1.0, MAX_TAU) is not None)
+        None not in (to_figure(outcome.tpot_s, _LEAST), to_figure(outcome.ttft_s), to_count(outcome.output_tokens))
+        and (tau is None or to_figure(tau, _LEAST, MAX_TAU) is not None)
         and (prompt is None or to_count(prompt) is not None)
     )
 

@@ -240,7 +240,7 @@ def test_no_key_is_most_of_the_training_data() -> None:
         ({"outcome": {"ttft_s": -0.01}}, "impossible"),
         ({"outcome": {"output_tokens": 2**40}}, "impossible"),
         ({"outcome": {"prompt_tokens": -1}}, "impossible"),
-        ({"outcome": {"acceptance_length": 0.5}}, "impossible"),
+        ({"outcome": {"acceptance_length": 0.0}}, "impossible"),
         ({"decision": {"probabilities": {"other": 1.0}}}, "impossible"),
         ({"decision": {"load": LoadTerms([1.0], [1.0], [0.0], [0], [1.0])}}, "impossible"),
         ({"context": stored_context(np.zeros(3, np.float32), "features")}, "context_size"),
