@@ -50,7 +50,7 @@ test-ray: $(READY)  ## Run the tests on a local Ray, and short slices of the loa
 	$(BIN)/python -m pytest -m "(ray or load) and not vllm"
 
 test-vllm: $(READY)  ## Run the tests that load models into vLLM
-	$(BIN)/python -m pytest -m vllm
+	nice -n 5 $(BIN)/python -m pytest -m vllm  # Ray beside it waits for its processes for a fixed time
 
 test-tools:  ## Install optional tools of tests: Chromium, Prometheus (Debian, as root)
 	apt-get update -q

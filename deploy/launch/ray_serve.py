@@ -108,6 +108,10 @@ def _check_port(host: str, port: int) -> None:
             ) from error
 
 
+_RAY_STARTS, _RAY_LATE = 3, "timed out during startup"
+"""Ray waits for its own processes for a fixed time, too short for a machine that does much else."""
+
+
 def _start_ray(config: DraftpickConfig, address: str | None) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     log_to_driver = bool(os.environ.get("DRAFTPICK_LOG_TO_DRIVER"))
@@ -119,7 +123,16 @@ def _start_ray(config: DraftpickConfig, address: str | None) -> None:
         os.environ.setdefault(name, value)
     # Serve's own actors and the router need little; the engines' shares may exceed a small machine's cores.
     wanted = 4 + sum(e.deployment.num_cpus * e.deployment.num_replicas + 0.1 for e in config.engines)
-    ray.init(num_cpus=max(os.cpu_count() or 1, round(wanted)), include_dashboard=False, **quiet)
+    for left in reversed(range(_RAY_STARTS)):
+        try:
+            ray.init(num_cpus=max(os.cpu_count() or 1, round(wanted)), include_dashboard=False, **quiet)
+            return
+        except Exception as error:  # what Ray raises has no type of its own
+            if _RAY_LATE not in str(error):
+                raise
+            if not left:
+                raise DraftpickError("Ray did not start in time: is this machine busy with other work?") from error
+            logging.getLogger(__name__).warning("Ray did not start in time; trying again")
 
 
 def _drain(timeout_s: float) -> None:
