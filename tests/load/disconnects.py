@@ -105,9 +105,8 @@ def main() -> None:
         before = _router()
         addresses = [address for replicas in before["breakers"].values() for address in replicas]
         ends, left, ended = asyncio.run(run(url, args.n, args.concurrency, bar))
-        while any(left_behind := remains(before, addresses).values()) and time.monotonic() - ended < 140:
+        while any((left_behind := remains(before, addresses)).values()) and time.monotonic() - ended < 140:
             time.sleep(1)
-        left_behind = remains(before, addresses)
         aborted = {id: at for url in addresses for id, at in httpx.get(f"{url}/mock/aborts").json()["aborts"]}
     delays = np.asarray([(at - left[id]) * 1e3 for id, at in aborted.items() if id in left])
     figures = {
