@@ -75,7 +75,7 @@ def remains(before: dict[str, Any], engines: list[str]) -> dict[str, int]:
         "places": now["admission"]["in_flight"],
         "engine_slots": sum(s["running"] + s["waiting"] for s in slots),
         "tasks": max(0, now["tasks"] - before["tasks"]),
-        "sockets": _sockets(engines),
+        "sockets": max(0, _sockets(engines) - before["sockets"]),
     }
 
 
@@ -84,7 +84,8 @@ def _router() -> dict[str, Any]:
 
 
 def _sockets(engines: list[str]) -> int:
-    """Connections of the router to engines; those that wait for the next request are closed after two minutes."""
+    """Connections of the router to engines: one each for its looks at their pages, and those that wait for the next
+    request, which are closed after two minutes."""
     ports = {int(url.rsplit(":", 1)[1]) for url in engines}
     found = (c for p in processes("draftpick:router") for c in p.net_connections("tcp"))
     return sum(c.status == "ESTABLISHED" and bool(c.raddr) and c.raddr.port in ports for c in found)
@@ -104,6 +105,7 @@ def main() -> None:
     with progress_bar() as bar, running(config, port=args.port) as url:
         before = _router()
         addresses = [address for replicas in before["breakers"].values() for address in replicas]
+        before["sockets"] = _sockets(addresses)
         ends, left, ended = asyncio.run(run(url, args.n, args.concurrency, bar))
         while any((left_behind := remains(before, addresses)).values()) and time.monotonic() - ended < 140:
             time.sleep(1)
